@@ -1,0 +1,196 @@
+//! Kinds of capability, rights, and the small enumerations that calls take.
+
+/// What a capability names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// Empty slot.
+    Null = 0,
+    /// Untyped physical memory, RAM or device.
+    Memory = 1,
+    /// Memory that can be mapped: 4 KiB, 2 MiB or 1 GiB.
+    Frame = 2,
+    /// Frames for an address space's page tables.
+    Tables = 3,
+    /// A table of capabilities; one frame holds 64 slots.
+    CapSpace = 4,
+    /// A translation tree.
+    AddressSpace = 5,
+    /// A host execution context.
+    Thread = 6,
+    /// CPU time.
+    SchedContext = 7,
+    /// Where calls go.
+    Endpoint = 8,
+    /// Where one answer goes.
+    Reply = 9,
+    /// A word of sticky bits.
+    Notification = 10,
+    /// A virtual CPU.
+    Vcpu = 11,
+    /// A range of interrupt lines.
+    Interrupt = 12,
+    /// A range of I/O ports.
+    IoPorts = 13,
+    /// A range of CPUs, up to a priority: the right to hand out their time.
+    Cpu = 14,
+}
+
+impl Kind {
+    /// The kind with this number.
+    pub const fn from_raw(raw: u8) -> Option<Kind> {
+        Some(match raw {
+            0 => Kind::Null,
+            1 => Kind::Memory,
+            2 => Kind::Frame,
+            3 => Kind::Tables,
+            4 => Kind::CapSpace,
+            5 => Kind::AddressSpace,
+            6 => Kind::Thread,
+            7 => Kind::SchedContext,
+            8 => Kind::Endpoint,
+            9 => Kind::Reply,
+            10 => Kind::Notification,
+            11 => Kind::Vcpu,
+            12 => Kind::Interrupt,
+            13 => Kind::IoPorts,
+            14 => Kind::Cpu,
+            _ => return None,
+        })
+    }
+}
+
+/// A set of rights. What a bit allows depends on the kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Rights(pub u8);
+
+impl Rights {
+    /// No right.
+    pub const NONE: Rights = Rights(0);
+    /// Every right the source has.
+    pub const ALL: Rights = Rights(0xff);
+    /// `Frame`: may be mapped readable.
+    pub const READ: Rights = Rights(1);
+    /// `Frame`: may be mapped writable.
+    pub const WRITE: Rights = Rights(2);
+    /// `Frame`: may be mapped executable.
+    pub const EXECUTE: Rights = Rights(4);
+    /// `Endpoint`: may call.
+    pub const CALL: Rights = Rights(1);
+    /// `Endpoint`: may receive.
+    pub const RECEIVE: Rights = Rights(2);
+    /// `Endpoint`: calls, and answers to them, may carry capabilities.
+    pub const GRANT: Rights = Rights(4);
+    /// `Notification`: may signal.
+    pub const SIGNAL: Rights = Rights(1);
+    /// `Notification`: may wait and bind.
+    pub const WAIT: Rights = Rights(2);
+    /// Any other kind: may be used at all. A copy without it can only be passed on or deleted.
+    pub const USE: Rights = Rights(1);
+
+    /// True if all of `other` is in this set.
+    #[inline]
+    pub const fn has(self, other: Rights) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The rights in both.
+    #[inline]
+    pub const fn and(self, other: Rights) -> Rights {
+        Rights(self.0 & other.0)
+    }
+
+    /// The rights in either.
+    #[inline]
+    pub const fn or(self, other: Rights) -> Rights {
+        Rights(self.0 | other.0)
+    }
+}
+
+/// What walks an address space's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SpaceKind {
+    /// A component's own addresses.
+    Host = 0,
+    /// Guest-physical addresses (NPT, EPT).
+    Guest = 1,
+    /// Addresses that devices use (IOMMU).
+    Dma = 2,
+}
+
+impl SpaceKind {
+    /// The kind with this number.
+    pub const fn from_raw(raw: u64) -> Option<SpaceKind> {
+        match raw {
+            0 => Some(SpaceKind::Host),
+            1 => Some(SpaceKind::Guest),
+            2 => Some(SpaceKind::Dma),
+            _ => None,
+        }
+    }
+}
+
+/// Flags of [`crate::Call::Map`]. Device memory is always mapped uncached in host spaces.
+pub struct Map;
+
+impl Map {
+    /// Readable.
+    pub const READ: u64 = 1;
+    /// Writable. A mapping is never writable and executable at once in a host space.
+    pub const WRITE: u64 = 2;
+    /// Executable.
+    pub const EXECUTE: u64 = 4;
+}
+
+/// The role of a binding made by [`crate::Call::Bind`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Role {
+    /// `SchedContext` to `Thread`: the thread runs on it.
+    Time = 0,
+    /// `Notification` to `Thread`: bits arrive where the thread receives.
+    Messages = 1,
+    /// `Notification` to `Thread`: the capability's badge is signalled when the thread faults.
+    Faults = 2,
+    /// `Notification` to `Vcpu`: pending bits end or prevent a run.
+    Run = 3,
+    /// `Interrupt` to `Notification`: an interrupt signals the capability's badge.
+    Line = 4,
+}
+
+impl Role {
+    /// The role with this number.
+    pub const fn from_raw(raw: u64) -> Option<Role> {
+        match raw {
+            0 => Some(Role::Time),
+            1 => Some(Role::Messages),
+            2 => Some(Role::Faults),
+            3 => Some(Role::Run),
+            4 => Some(Role::Line),
+            _ => None,
+        }
+    }
+}
+
+/// Operations of [`crate::Call::InterruptControl`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum InterruptOp {
+    /// Handled: lets the line interrupt again. A line is masked from delivery until this.
+    Acknowledge = 0,
+}
+
+impl InterruptOp {
+    /// The operation with this number.
+    pub const fn from_raw(raw: u64) -> Option<InterruptOp> {
+        match raw {
+            0 => Some(InterruptOp::Acknowledge),
+            _ => None,
+        }
+    }
+}
+
+/// Highest priority of a scheduling context; 0 is the lowest.
+pub const PRIORITY_MAX: u64 = 31;
