@@ -1,0 +1,182 @@
+//! Every interface: random bytes never panic a dispatcher, requests and answers survive the wire.
+use super::*;
+use crate::bench::{Bench, BenchClient, BenchServer};
+use crate::builder::{BuildError, Builder, BuilderClient, BuilderServer, Built, Compression};
+use crate::console::{ClientKind, Console, ConsoleClient, ConsoleError, ConsoleServer};
+use crate::local::Local;
+use crate::supervisor::{Detail, StopReason, Supervisor, SupervisorClient, SupervisorServer};
+use proptest::prelude::*;
+
+/// Implements every interface and remembers what it was told.
+#[derive(Default)]
+struct Everything {
+    clients: std::vec::Vec<(u64, Name)>,
+    built: Option<Result<Built, BuildError>>,
+    stopped: Option<(StopReason, Detail)>,
+}
+
+impl ConsoleServer for Everything {
+    fn attach(
+        &mut self,
+        client: u64,
+        name: Name,
+        kind: ClientKind,
+        ring: Cap<cap::Frame>,
+        wake: Cap<cap::Notification>,
+    ) -> Result<Cap<cap::Notification>, ConsoleError> {
+        if kind == ClientKind::Log {
+            return Err(ConsoleError::Full(ring.slot()));
+        }
+        self.clients.push((client, name));
+        Ok(wake)
+    }
+}
+
+impl BenchServer for Everything {
+    fn echo(&mut self, _: u64, bytes: Bytes<31>) -> Bytes<31> {
+        bytes
+    }
+}
+
+impl BuilderServer for Everything {
+    fn built(&mut self, _: u64, result: Built) {
+        self.built = Some(Ok(result));
+    }
+    fn failed(&mut self, _: u64, error: BuildError) {
+        self.built = Some(Err(error));
+    }
+}
+
+impl SupervisorServer for Everything {
+    fn ready(&mut self, _: u64) {}
+    fn guest_stopped(&mut self, _: u64, reason: StopReason, detail: Detail) {
+        self.stopped = Some((reason, detail));
+    }
+    fn failed(&mut self, _: u64, _: Detail) {}
+    fn exit(&mut self, _: u64) {}
+}
+
+#[test]
+fn a_capability_and_a_badge_arrive_where_they_belong() {
+    let local = Local::<Console, _>::with_badge(Everything::default(), 7);
+    let console = ConsoleClient::connect(local).unwrap();
+    let wake = Cap::new(11);
+    let attach = |kind| console.attach(name("linux"), kind, Cap::new(10), wake);
+    assert_eq!(attach(ClientKind::Guest), Ok(wake));
+    assert_eq!(
+        attach(ClientKind::Log),
+        Err(CallError::Answer(ConsoleError::Full(10)))
+    );
+}
+
+#[test]
+fn answers_reach_the_caller() {
+    let local = Local::<Builder, _>::new(Everything::default());
+    let builder = BuilderClient::connect(local).unwrap();
+    builder
+        .failed(BuildError::Payload(Compression::Unknown(7)))
+        .unwrap();
+    let local = Local::<Supervisor, _>::new(Everything::default());
+    let supervisor = SupervisorClient::connect(local).unwrap();
+    let detail = Detail::try_from("off").unwrap();
+    supervisor
+        .guest_stopped(StopReason::Poweroff, detail)
+        .unwrap();
+    supervisor.ready().unwrap();
+}
+
+#[test]
+fn the_benchmarks_message_is_32_bytes() {
+    let mut bytes = [0; 64];
+    let mut out = wire::Writer::new(&mut bytes);
+    out.put(&Bytes([7; 31])).unwrap();
+    assert_eq!(out.len(), 32);
+}
+
+#[test]
+fn another_version_is_refused_when_connecting() {
+    struct Other;
+    impl Transport for Other {
+        type Error = ();
+        fn call<R>(
+            &self,
+            _: u32,
+            _: usize,
+            _: impl FnOnce(&mut wire::Writer<'_>) -> Result<(), wire::Error>,
+            decode: impl FnOnce(wire::Reader<'_>) -> Result<R, Refusal>,
+        ) -> Result<R, Failure<()>> {
+            decode(wire::Reader::new(&[5], &[])).map_err(|_| Failure::Malformed)
+        }
+    }
+    let ours = Bench::HASH;
+    assert_eq!(
+        BenchClient::connect(Other).err(),
+        Some(ConnectError::Schema { ours, theirs: 5 })
+    );
+}
+
+#[test]
+fn hashes_tell_interfaces_apart() {
+    let hashes = [Bench::HASH, Builder::HASH, Console::HASH, Supervisor::HASH];
+    for (index, hash) in hashes.iter().enumerate() {
+        assert!(!hashes[index + 1..].contains(hash));
+    }
+}
+
+#[test]
+fn long_names_are_cut_at_a_characters_border() {
+    assert_eq!(name(&"ä".repeat(40)).as_str(), "ä".repeat(16));
+}
+
+fn fuzz<I: Dispatch<Everything>>(method: u32, bytes: &[u8], caps: &[u32]) {
+    if let Ok(reply) = I::dispatch(&mut Everything::default(), 1, method, bytes, caps) {
+        let mut out = [0; PAYLOAD_MAX];
+        wire::Encode::encode(&reply, &mut wire::Writer::new(&mut out)).unwrap();
+        let mut short = [0; 3];
+        let _ = wire::Encode::encode(&reply, &mut wire::Writer::new(&mut short));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn random_messages_never_panic(
+        method in 0u32..6,
+        bytes in proptest::collection::vec(any::<u8>(), 0..400),
+        small in proptest::collection::vec(0u8..9, 0..40),
+        caps in proptest::collection::vec(any::<u32>(), 0..5),
+    ) {
+        for bytes in [&bytes, &small] {
+            fuzz::<Bench>(method, bytes, &caps);
+            fuzz::<Builder>(method, bytes, &caps);
+            fuzz::<Console>(method, bytes, &caps);
+            fuzz::<Supervisor>(method, bytes, &caps);
+        }
+    }
+
+    #[test]
+    fn requests_survive_the_wire(text in "[a-z]{0,32}", vcpu: u32, rip: u64) {
+        let requests = [
+            supervisor::SupervisorRequest::GuestStopped {
+                reason: StopReason::TripleFault { vcpu, rip },
+                detail: Detail::try_from(text.as_str()).unwrap(),
+            },
+            supervisor::SupervisorRequest::Ready {},
+        ];
+        for request in requests {
+            let mut bytes = [0; 512];
+            let mut out = wire::Writer::new(&mut bytes);
+            request.encode(&mut out).unwrap();
+            let length = out.len();
+            let back = supervisor::SupervisorRequest::decode(
+                request.method(), &bytes[..length], &[]);
+            prop_assert_eq!(back, Ok(request));
+        }
+    }
+
+    #[test]
+    fn echo_answers_what_it_was_asked(bytes: [u8; 31]) {
+        let bench = BenchClient::connect(Local::<Bench, _>::new(Everything::default())).unwrap();
+        prop_assert_eq!(bench.echo(Bytes(bytes)), Ok(Bytes(bytes)));
+    }
+}
