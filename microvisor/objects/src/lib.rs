@@ -1,2 +1,35 @@
-//! stub
+//! The core's objects and calls, free of hardware.
+//!
+//! The core links this crate and gives it real physical memory and a [`machine::Machine`]; host
+//! tests give it a `Vec` and counters. It is the same code. Where to look:
+//! - `slot`, `cap_space`: capabilities and their derivation;
+//! - `memory`, `translate`: retype, mappings, page tables, and what deleting a capability does;
+//! - `thread`, `sched`, `endpoint`, `notification`: execution, time and communication;
+//! - `vcpu`, `interrupt`: guests and lines, as far as they are objects;
+//! - `kernel`: the state that the lock guards and the one `match` over all calls.
+//!
+//! `unsafe` is in `arena` (and its slot accessors) and in the one-line promises that object types
+//! make to it.
 #![no_std]
+
+pub mod arena;
+pub mod boot;
+pub mod cap_space;
+pub mod endpoint;
+pub mod id;
+pub mod interrupt;
+pub mod kernel;
+pub mod machine;
+pub mod memory;
+pub mod notification;
+pub mod sched;
+pub mod slot;
+pub mod thread;
+pub mod translate;
+pub mod vcpu;
+
+pub use arena::Arena;
+pub use id::{PhysAddr, Ref, VcpuArea};
+pub use kernel::{Config, Kernel};
+pub use machine::{Flush, GuestTables, Machine};
+pub use thread::Thread;

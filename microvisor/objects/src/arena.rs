@@ -1,0 +1,181 @@
+//! The one place where physical memory becomes Rust references.
+//!
+//! The arena covers physical memory from 0 to a limit through a linear alias (the core's direct
+//! map; on the host a plain allocation). Beside it stands the *frame table*: one word per frame
+//! with the kind of object that begins there and a generation. A [`Ref`] resolves only while the
+//! frame's word equals the tag that the reference was made with, so a reference that outlived its
+//! object resolves to nothing, whatever the memory holds by then.
+//!
+//! Everything else in this crate is safe code on top of this file and of `slot.rs`.
+
+use crate::id::{FrameKind, PhysAddr, Ref};
+
+/// An object that may live in the arena.
+///
+/// # Safety
+/// The type is `repr(C)`, at most 4096 bytes with an alignment of at most 4096, valid when all
+/// bytes are zero, and has no destructor. `KIND` is used by no other type.
+pub unsafe trait Object: Sized {
+    /// The tag's kind.
+    const KIND: FrameKind;
+}
+
+/// Physical memory, seen linearly, with its frame table.
+#[derive(Clone, Copy, Debug)]
+pub struct Arena {
+    base: *mut u8,
+    table: *mut u32,
+    frames: u64,
+}
+
+// SAFETY: the pointers are to memory that lives as long as the system; exclusive use is the kernel
+// lock's business, stated at each method.
+unsafe impl Send for Arena {}
+// SAFETY: as above; shared methods only make shared references to objects.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// An arena over `frames` frames of physical memory visible from `base` on, with a frame table
+    /// of as many zeroed words at `table`.
+    ///
+    /// # Safety
+    /// `base` is 4 KiB aligned; the memory that the kernel is later told is RAM is valid through
+    /// `base` for reads and writes for ever, and nobody else keeps references into it. `table`
+    /// points to `frames` zeroed, exclusively owned words that are not themselves handed out.
+    pub const unsafe fn new(base: *mut u8, table: *mut u32, frames: u64) -> Self {
+        Arena {
+            base,
+            table,
+            frames,
+        }
+    }
+
+    /// An arena of no memory, for a kernel that is not set up yet.
+    pub const fn empty() -> Self {
+        Arena {
+            base: core::ptr::null_mut(),
+            table: core::ptr::null_mut(),
+            frames: 0,
+        }
+    }
+
+    /// Frames covered.
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// Where a physical address is visible.
+    #[inline]
+    pub fn pointer(&self, addr: PhysAddr) -> *mut u8 {
+        self.base.wrapping_add(addr.0 as usize)
+    }
+
+    #[inline]
+    fn tag_of(&self, frame: u64) -> u32 {
+        if frame >= self.frames {
+            return 0;
+        }
+        // SAFETY: `frame` is below `frames`, the length of the table (contract of `new`).
+        unsafe { self.table.add(frame as usize).read_volatile() }
+    }
+
+    fn set_tag(&mut self, frame: u64, tag: u32) {
+        if frame < self.frames {
+            // SAFETY: `frame` is below `frames`, the length of the table (contract of `new`).
+            unsafe { self.table.add(frame as usize).write_volatile(tag) }
+        }
+    }
+
+    /// True if the reference still refers to an object.
+    #[inline]
+    pub fn alive<T>(&self, object: Ref<T>) -> bool {
+        !object.is_null() && self.tag_of(object.addr().frame()) == object.tag()
+    }
+
+    /// The object, if it still exists.
+    #[inline]
+    pub fn get<T: Object>(&self, object: Ref<T>) -> Option<&T> {
+        if !self.alive(object) {
+            return None;
+        }
+        // SAFETY: only `create::<T>` makes a tag of `T::KIND` and it zeroed the frame, which is a
+        // valid `T`; the frame is not handed out otherwise while it carries the tag. Frames are
+        // 4 KiB aligned. `&self` excludes `get_mut` through the same arena, and the kernel lock
+        // excludes other arenas; fields read without the lock are atomics.
+        Some(unsafe { &*self.pointer(object.addr()).cast::<T>() })
+    }
+
+    /// The object, if it still exists, for change.
+    #[inline]
+    pub fn get_mut<T: Object>(&mut self, object: Ref<T>) -> Option<&mut T> {
+        if !self.alive(object) {
+            return None;
+        }
+        // SAFETY: as in `get`; `&mut self` makes the reference exclusive.
+        Some(unsafe { &mut *self.pointer(object.addr()).cast::<T>() })
+    }
+
+    /// Makes an object of kind `T` in the (zeroed) frame at `addr`.
+    pub fn create<T: Object>(&mut self, addr: PhysAddr) -> Ref<T> {
+        self.zero(addr, 4096);
+        let tag = self.retag(addr, T::KIND);
+        Ref::new(addr.frame() as u32, tag)
+    }
+
+    /// Gives the frame a new generation and kind; references made before stop resolving.
+    pub fn retag(&mut self, addr: PhysAddr, kind: FrameKind) -> u32 {
+        let generation = (self.tag_of(addr.frame()) >> 8).wrapping_add(1) & 0x00ff_ffff;
+        let tag = generation << 8 | kind as u32;
+        self.set_tag(addr.frame(), tag);
+        tag
+    }
+
+    /// Ends an object: from now on no reference to it resolves.
+    pub fn destroy<T: Object>(&mut self, object: Ref<T>) {
+        if self.alive(object) {
+            self.retag(object.addr(), FrameKind::None);
+        }
+    }
+
+    /// Fills memory with zeros. The range must be memory that the kernel was given.
+    pub fn zero(&mut self, addr: PhysAddr, bytes: u64) {
+        debug_assert!(addr.frame() + (bytes >> 12) <= self.frames);
+        // SAFETY: callers pass ranges inside a `Memory` capability or an object's own frames,
+        // which are RAM that the arena covers, and to which no reference is held across this call
+        // (`&mut self`).
+        unsafe { self.pointer(addr).write_bytes(0, bytes as usize) }
+    }
+
+    /// Copies bytes between message buffers, which components may be writing to meanwhile.
+    #[inline]
+    pub fn copy(&mut self, from: PhysAddr, to: PhysAddr, bytes: usize) {
+        if bytes == 0 || from == to {
+            return;
+        }
+        // SAFETY: both are message buffers of live threads (whole frames inside the arena) and
+        // different; no Rust references to message buffers exist. A component that writes to its
+        // buffer meanwhile only garbles its own message.
+        unsafe { core::ptr::copy_nonoverlapping(self.pointer(from), self.pointer(to), bytes) }
+    }
+
+    /// Reads a word of memory that components may share; each call reads once.
+    #[inline]
+    pub fn read<T: Copy>(&self, addr: PhysAddr) -> T {
+        // SAFETY: callers pass aligned addresses of message buffers or page tables, which are RAM
+        // inside the arena; `T` is a plain integer for which every value is valid.
+        unsafe { self.pointer(addr).cast::<T>().read_volatile() }
+    }
+
+    /// Writes a word of memory that components or page walkers may read.
+    #[inline]
+    pub fn write<T: Copy>(&mut self, addr: PhysAddr, value: T) {
+        // SAFETY: as `read`; a table entry is written by one aligned store, as walkers require.
+        unsafe { self.pointer(addr).cast::<T>().write_volatile(value) }
+    }
+
+    /// A view of memory that nobody else touches (boot: copying an image in).
+    pub fn bytes_mut(&mut self, addr: PhysAddr, bytes: usize) -> &mut [u8] {
+        // SAFETY: as `zero`: RAM inside the arena to which no other reference exists.
+        unsafe { core::slice::from_raw_parts_mut(self.pointer(addr), bytes) }
+    }
+}

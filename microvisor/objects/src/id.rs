@@ -1,0 +1,136 @@
+//! Names of physical memory and of objects.
+
+use core::marker::PhantomData;
+
+/// A physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct PhysAddr(pub u64);
+
+impl PhysAddr {
+    /// The address `bytes` further on.
+    #[inline]
+    pub const fn add(self, bytes: u64) -> PhysAddr {
+        PhysAddr(self.0 + bytes)
+    }
+
+    /// Number of the 4 KiB frame that contains it.
+    #[inline]
+    pub const fn frame(self) -> u64 {
+        self.0 >> 12
+    }
+}
+
+/// The parts of a vCPU that belong to the virtualisation hardware: physically contiguous, in this
+/// order, given to `Machine` as addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuArea {
+    /// The state page shared with the VMM (one frame).
+    pub state: PhysAddr,
+    /// The area that only the core touches: as many frames as `Config::vcpu_frames` says.
+    pub area: PhysAddr,
+}
+
+/// What kind of object begins in a frame. Part of the frame's tag, so that a reference to one
+/// kind never resolves to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// No object: free, untyped, or mappable memory.
+    None = 0,
+    /// A table of capabilities.
+    CapSpace = 1,
+    /// An address space's descriptor.
+    AddressSpace = 2,
+    /// A table of an address space.
+    PageTable = 3,
+    /// A thread.
+    Thread = 4,
+    /// A scheduling context.
+    SchedContext = 5,
+    /// An endpoint.
+    Endpoint = 6,
+    /// A reply.
+    Reply = 7,
+    /// A notification.
+    Notification = 8,
+    /// A vCPU.
+    Vcpu = 9,
+}
+
+/// A weak, checked reference to an object: its frame number and the tag (kind and generation)
+/// that the frame must still carry. Eight bytes; all zero refers to nothing.
+#[repr(C)]
+pub struct Ref<T> {
+    frame: u32,
+    tag: u32,
+    object: PhantomData<fn() -> T>,
+}
+
+impl<T> Ref<T> {
+    /// Refers to nothing.
+    pub const NULL: Ref<T> = Ref {
+        frame: 0,
+        tag: 0,
+        object: PhantomData,
+    };
+
+    /// A reference from a frame number and a tag.
+    #[inline]
+    pub(crate) const fn new(frame: u32, tag: u32) -> Self {
+        Ref {
+            frame,
+            tag,
+            object: PhantomData,
+        }
+    }
+
+    /// A reference from the word made by [`Ref::raw`].
+    #[inline]
+    pub(crate) const fn from_raw(raw: u64) -> Self {
+        Ref::new(raw as u32, (raw >> 32) as u32)
+    }
+
+    /// The reference as one word.
+    #[inline]
+    pub const fn raw(self) -> u64 {
+        self.frame as u64 | (self.tag as u64) << 32
+    }
+
+    /// True if this refers to nothing.
+    #[inline]
+    pub const fn is_null(self) -> bool {
+        self.tag == 0
+    }
+
+    /// The tag that the frame must carry.
+    #[inline]
+    pub(crate) const fn tag(self) -> u32 {
+        self.tag
+    }
+
+    /// Where the object begins.
+    #[inline]
+    pub const fn addr(self) -> PhysAddr {
+        PhysAddr((self.frame as u64) << 12)
+    }
+}
+
+impl<T> Clone for Ref<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Ref<T> {}
+impl<T> PartialEq for Ref<T> {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        self.raw() == other.raw()
+    }
+}
+impl<T> Eq for Ref<T> {}
+impl<T> core::fmt::Debug for Ref<T> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:#x}/{:#x}", self.frame, self.tag)
+    }
+}

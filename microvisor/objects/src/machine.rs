@@ -1,0 +1,100 @@
+//! What the object code asks of the hardware. The core implements this trait over real CPUs; host
+//! tests implement it over counters.
+//!
+//! Every method is called with the kernel lock held, must be bounded, and must not call back.
+
+use crate::id::{PhysAddr, VcpuArea};
+use microvisor_abi::Status;
+
+/// What must leave the translation caches of every CPU before memory changes hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// One page of the host space whose root table is `root`.
+    HostPage {
+        /// Physical address of the root table.
+        root: PhysAddr,
+        /// Page's virtual address.
+        address: u64,
+    },
+    /// Everything of that host space; a CPU that has it loaded moves to the core's own tables.
+    HostSpace {
+        /// Physical address of the root table.
+        root: PhysAddr,
+    },
+    /// Everything cached of the guest space whose root table is `root`: each vCPU that runs in it
+    /// leaves the guest, and no vCPU enters it again without a flush (the space's epoch was
+    /// advanced before this call).
+    GuestSpace {
+        /// Physical address of the root table.
+        root: PhysAddr,
+    },
+    /// Nothing to flush: only wait until every other CPU has left whatever it was doing in the
+    /// core or in a guest, so that no stale reference survives.
+    Quiesce,
+}
+
+/// The bit layout of translation tables of guest spaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestTables {
+    /// AMD nested paging: the layout of host tables, user bit set.
+    Npt,
+    /// Intel EPT.
+    Ept,
+}
+
+/// Hardware, as the objects see it.
+pub trait Machine {
+    /// Absolute time in TSC ticks.
+    fn now(&self) -> u64;
+
+    /// The CPU that this code runs on.
+    fn cpu(&self) -> usize;
+
+    /// Makes another CPU enter the core and reschedule soon (an IPI). Never waits.
+    fn kick(&self, cpu: usize);
+
+    /// Carries out a flush on this CPU and every other, and returns when all have done it. CPUs
+    /// that spin for the kernel lock answer while they spin.
+    fn flush(&self, flush: Flush);
+
+    /// Layout of guest tables.
+    fn guest_tables(&self) -> GuestTables;
+
+    /// Lets an interrupt line be delivered, or not.
+    fn set_line(&self, line: u32, enabled: bool);
+
+    /// Allows or forbids the *current* thread of this CPU a port range in the TSS bitmap; called
+    /// when a running thread is granted ports. Threads that are switched in later are handled by
+    /// the switch.
+    fn ports_changed(&self);
+
+    /// True if guests can run.
+    fn virtualisation(&self) -> bool;
+
+    /// Prepares a vCPU's hardware area: all zero on entry.
+    fn vcpu_init(&self, vcpu: VcpuArea);
+
+    /// Tells the vCPU which guest tables it runs under.
+    fn vcpu_attach(&self, vcpu: VcpuArea, root: PhysAddr);
+
+    /// Brings groups (`abi::vcpu::group`) up to date in the state page.
+    fn vcpu_fetch(&self, vcpu: VcpuArea, groups: u64);
+
+    /// Copies from the extended state image; answers the image's size. Out of range offsets copy
+    /// nothing.
+    fn vcpu_get_extended(&self, vcpu: VcpuArea, offset: usize, to: &mut [u8]) -> usize;
+
+    /// Replaces part of the extended state image, sanitised.
+    fn vcpu_set_extended(
+        &self,
+        vcpu: VcpuArea,
+        offset: usize,
+        from: &[u8],
+    ) -> Result<usize, Status>;
+
+    /// Lets the vCPU use ports without exits.
+    fn vcpu_grant_ports(&self, vcpu: VcpuArea, first: u16, count: u32);
+
+    /// The vCPU is about to be destroyed: forget cached state (FPU, VMCS) on every CPU.
+    fn vcpu_forget(&self, vcpu: VcpuArea);
+}

@@ -1,0 +1,112 @@
+//! Threads: host execution contexts. A thread takes two frames: this structure, then the message
+//! buffer that it shares with its component.
+
+use crate::arena::Object;
+use crate::cap_space::CapSpace;
+use crate::endpoint::{Endpoint, Reply};
+use crate::id::{FrameKind, PhysAddr, Ref};
+use crate::notification::Notification;
+use crate::sched::SchedContext;
+use crate::translate::AddressSpace;
+use crate::vcpu::Vcpu;
+use microvisor_abi::thread::Registers;
+
+/// Port ranges that one thread may be granted.
+pub const PORT_RANGES: usize = 4;
+
+/// What a thread is doing. Links of the thread belong to the queue that the state names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Not to be run until resumed.
+    Stopped = 0,
+    /// On its CPU's run queue.
+    Ready,
+    /// The current thread of its CPU.
+    Running,
+    /// Waiting for its budget to be replenished.
+    Throttled,
+    /// In an endpoint's queue, with a message.
+    Sending,
+    /// Waiting for the answer that a reply object will bring.
+    AwaitingReply,
+    /// In an endpoint's queue, for a message (or only for its bound notification).
+    Receiving,
+    /// In a notification's queue.
+    Waiting,
+    /// Stopped by a fault.
+    Faulted,
+}
+
+/// A range of ports that user code of a thread may access; empty when `count` is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PortRange {
+    /// First port.
+    pub first: u16,
+    /// How many.
+    pub count: u16,
+}
+
+/// A thread.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Thread {
+    /// User registers; entry stubs save into and restore from here, so it comes first.
+    pub regs: Registers,
+    /// Ports it may use.
+    pub ports: [PortRange; PORT_RANGES],
+    /// The vCPU it is running, between `VcpuRun` and its exit. Only its own CPU writes this.
+    pub vcpu: Ref<Vcpu>,
+    pub(crate) state: State,
+    /// Its timer list holds it.
+    pub(crate) timed: bool,
+    /// While receiving: no endpoint, only the bound notification.
+    pub(crate) bound_only: bool,
+    pub(crate) cpu: u8,
+    pub(crate) priority: u8,
+    pub(crate) fault_vector: u8,
+    pub(crate) space: Ref<AddressSpace>,
+    pub(crate) caps: Ref<CapSpace>,
+    pub(crate) sched: Ref<SchedContext>,
+    /// Neighbours in the queue that `state` names.
+    pub(crate) queue_prev: Ref<Thread>,
+    pub(crate) queue_next: Ref<Thread>,
+    /// Neighbours in the CPU's timer list.
+    pub(crate) timer_prev: Ref<Thread>,
+    pub(crate) timer_next: Ref<Thread>,
+    pub(crate) deadline: u64,
+    /// The object it is blocked on.
+    pub(crate) endpoint: Ref<Endpoint>,
+    pub(crate) notification: Ref<Notification>,
+    pub(crate) reply: Ref<Reply>,
+    /// While sending: the badge of the capability it called through.
+    pub(crate) badge: u64,
+    /// While sending or awaiting: it may receive capabilities with the answer.
+    pub(crate) may_grant: bool,
+    /// While awaiting a reply whose server was lost.
+    pub(crate) bound: Ref<Notification>,
+    pub(crate) fault_note: Ref<Notification>,
+    pub(crate) fault_bits: u64,
+    pub(crate) fault_code: u64,
+    pub(crate) fault_address: u64,
+}
+
+// SAFETY: `repr(C)`, plain words and `repr(u8)` enums and bools with a zero variant, well below
+// 4096 bytes; the only object with this kind.
+unsafe impl Object for Thread {
+    const KIND: FrameKind = FrameKind::Thread;
+}
+const _: () = assert!(core::mem::size_of::<Thread>() <= 4096);
+const _: () = assert!(core::mem::offset_of!(Thread, regs) == 0);
+
+/// Frames that a thread takes.
+pub const THREAD_FRAMES: u64 = 2;
+
+impl Ref<Thread> {
+    /// The thread's message buffer.
+    #[inline]
+    pub const fn buffer(self) -> PhysAddr {
+        self.addr().add(4096)
+    }
+}
