@@ -250,6 +250,7 @@ impl<M: Machine> Kernel<M> {
         };
         self.arena
             .map_leaf(space, Format::Host, address, leaf)
+            .map(|_| ())
             .map_err(|_| Error::Segments)
     }
 

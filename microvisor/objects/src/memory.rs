@@ -7,6 +7,7 @@ use crate::slot::{Slot, SlotRef, flag};
 use crate::thread::{PortRange, THREAD_FRAMES, Thread};
 use crate::translate::{AddressSpace, Leaf, SPACE_FRAMES, check_address, format};
 use crate::vcpu::Vcpu;
+use core::sync::atomic::Ordering;
 use microvisor_abi::cap::Map;
 use microvisor_abi::{FRAME, Kind, Rights, SpaceKind, Status};
 
@@ -238,7 +239,10 @@ impl<M: Machine> Kernel<M> {
             return Err((Status::AlreadyMapped, 0));
         }
         let format = format(kind, self.machine.guest_tables());
-        self.arena.map_leaf(space, format, address, leaf)?;
+        if let Some(table) = self.arena.map_leaf(space, format, address, leaf)? {
+            self.flush_page(space, address);
+            self.arena.recycle_table(space, table);
+        }
         let c = self.arena.slot_mut(cap);
         c.flags |= flag::MAPPED;
         c.space = space.raw();
@@ -270,17 +274,23 @@ impl<M: Machine> Kernel<M> {
         };
         let format = format(kind, self.machine.guest_tables());
         self.arena.unmap_leaf(space, format, c.address, base, order);
-        if let Some(s) = self.arena.get(space) {
-            s.epoch.fetch_add(1, core::sync::atomic::Ordering::SeqCst);
-        }
-        self.machine.flush(match kind {
-            SpaceKind::Host => Flush::HostPage {
-                root,
-                address: c.address,
-            },
-            SpaceKind::Guest | SpaceKind::Dma => Flush::GuestSpace { root },
-        });
+        self.flush_page(space, c.address);
         Ok(())
+    }
+
+    /// Makes every CPU forget what it cached for a page of a space that exists.
+    fn flush_page(&mut self, space: Ref<AddressSpace>, address: u64) {
+        let Some(s) = self.arena.get(space) else {
+            return;
+        };
+        s.epoch.fetch_add(1, Ordering::SeqCst);
+        self.machine.flush(match s.kind() {
+            SpaceKind::Host => Flush::HostPage {
+                root: s.root,
+                address,
+            },
+            SpaceKind::Guest | SpaceKind::Dma => Flush::GuestSpace { root: s.root },
+        });
     }
 
     /// `Fill`.
@@ -414,7 +424,7 @@ impl<M: Machine> Kernel<M> {
             return;
         };
         let (root, kind) = (s.root, s.kind());
-        s.epoch.fetch_add(1, core::sync::atomic::Ordering::SeqCst);
+        s.epoch.fetch_add(1, Ordering::SeqCst);
         self.arena.destroy(space);
         self.machine.flush(match kind {
             SpaceKind::Host => Flush::HostSpace { root },

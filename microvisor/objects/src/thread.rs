@@ -110,3 +110,19 @@ impl Ref<Thread> {
         self.addr().add(4096)
     }
 }
+
+impl<M: crate::machine::Machine> crate::kernel::Kernel<M> {
+    /// Root table of the space a thread runs in; `None` when it is gone.
+    #[inline]
+    pub fn space_root(&self, thread: Ref<Thread>) -> Option<PhysAddr> {
+        let t = self.arena.get(thread)?;
+        self.arena.get(t.space).map(|s| s.root)
+    }
+
+    /// The thread that a slot of another thread's space names.
+    pub fn thread_in(&self, of: Ref<Thread>, slot: u32) -> Option<Ref<Thread>> {
+        use microvisor_abi::{Kind, Rights};
+        self.object(of, slot as u64, Kind::Thread, Rights::NONE)
+            .ok()
+    }
+}

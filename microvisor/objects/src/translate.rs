@@ -221,20 +221,41 @@ impl Arena {
         }
     }
 
-    /// Enters a leaf. On `Err((NeedTable, level))` and every other error nothing changed.
+    /// True if a table maps nothing.
+    fn table_is_empty(&self, table: PhysAddr) -> bool {
+        (0..512u64).all(|entry| self.read::<u64>(table.add(entry * 8)) == 0)
+    }
+
+    /// Gives a table that hangs nowhere any more, and that no CPU has cached, back to the pool.
+    pub(crate) fn recycle_table(&mut self, space: Ref<AddressSpace>, table: PhysAddr) {
+        let Some(s) = self.get_mut(space) else { return };
+        let next = s.pool;
+        s.pool = table;
+        s.pooled += 1;
+        self.write(table, next.0);
+    }
+
+    /// Enters a leaf. On `Err((NeedTable, level))` and every other error nothing changed. A large
+    /// leaf replaces a table that maps nothing; the table is answered, to be recycled once no CPU
+    /// has it cached.
     pub(crate) fn map_leaf(
         &mut self,
         space: Ref<AddressSpace>,
         format: Format,
         address: u64,
         leaf: Leaf,
-    ) -> Result<(), (Status, u64)> {
+    ) -> Result<Option<PhysAddr>, (Status, u64)> {
         let level = (leaf.order - 12) / 9 + 1;
         let s = self.get(space).ok_or((Status::InvalidCap, 0))?;
         let (root, pooled) = (s.root, s.pooled);
         let (mut place, entry, at) = self.walk(root, format, address, level);
         if format.present(entry) {
-            return Err((Status::Occupied, 0));
+            let table = PhysAddr(entry & ADDRESS);
+            if at != level || format.is_leaf(entry, at) || !self.table_is_empty(table) {
+                return Err((Status::Occupied, 0));
+            }
+            self.write(place, format.leaf(leaf));
+            return Ok(Some(table));
         }
         let missing = (at - level) as u64;
         if missing > pooled {
@@ -244,7 +265,7 @@ impl Arena {
         let value = format.leaf(leaf);
         if missing == 0 {
             self.write(place, value);
-            return Ok(());
+            return Ok(None);
         }
         let top = place;
         let mut first = PhysAddr(0);
@@ -261,7 +282,7 @@ impl Arena {
         }
         self.write(place, value);
         self.write(top, format.table(first));
-        Ok(())
+        Ok(None)
     }
 
     /// Clears the leaf at `address`; false if the expected one is not there.

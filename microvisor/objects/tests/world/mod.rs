@@ -1,0 +1,249 @@
+//! A machine made of a `Vec`: the kernel of this crate with fake hardware, for tests that make
+//! system calls as components would.
+#![allow(dead_code)]
+
+use microvisor_abi::archive::{self, Archive};
+use microvisor_abi::boot::{Info, MemoryRange};
+use microvisor_abi::{Call, Kind, Status};
+use microvisor_objects::boot::Resources;
+use microvisor_objects::{
+    Arena, Config, Flush, GuestTables, Kernel, Machine, PhysAddr, Ref, Thread, VcpuArea,
+};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// Physical memory of the fake machine: 32 MiB.
+pub const FRAMES: u64 = 8192;
+const ARCHIVE: u64 = 2 << 20;
+const LOG: u64 = 4 << 20;
+const RAM: u64 = 6 << 20;
+
+/// What the fake hardware saw.
+#[derive(Default)]
+pub struct Seen {
+    pub now: Cell<u64>,
+    pub cpu: Cell<usize>,
+    pub kicks: RefCell<Vec<usize>>,
+    pub flushes: RefCell<Vec<Flush>>,
+    pub lines: RefCell<Vec<(u32, bool)>>,
+}
+
+#[derive(Clone, Default)]
+pub struct Fake(pub Rc<Seen>);
+
+impl Machine for Fake {
+    fn now(&self) -> u64 {
+        self.0.now.get()
+    }
+    fn cpu(&self) -> usize {
+        self.0.cpu.get()
+    }
+    fn kick(&self, cpu: usize) {
+        self.0.kicks.borrow_mut().push(cpu);
+    }
+    fn flush(&self, flush: Flush) {
+        self.0.flushes.borrow_mut().push(flush);
+    }
+    fn guest_tables(&self) -> GuestTables {
+        GuestTables::Npt
+    }
+    fn set_line(&self, line: u32, enabled: bool) {
+        self.0.lines.borrow_mut().push((line, enabled));
+    }
+    fn ports_changed(&self) {}
+    fn virtualisation(&self) -> bool {
+        true
+    }
+    fn vcpu_init(&self, _: VcpuArea) {}
+    fn vcpu_attach(&self, _: VcpuArea, _: PhysAddr) {}
+    fn vcpu_fetch(&self, _: VcpuArea, _: u64) {}
+    fn vcpu_get_extended(&self, _: VcpuArea, _: usize, _: &mut [u8]) -> usize {
+        0
+    }
+    fn vcpu_set_extended(&self, _: VcpuArea, _: usize, _: &[u8]) -> Result<usize, Status> {
+        Ok(0)
+    }
+    fn vcpu_grant_ports(&self, _: VcpuArea, _: u16, _: u32) {}
+    fn vcpu_forget(&self, _: VcpuArea) {}
+}
+
+/// A booted kernel with root current on CPU 0.
+pub struct World {
+    pub kernel: Kernel<Fake>,
+    pub seen: Rc<Seen>,
+    pub root: Ref<Thread>,
+    pub info: Info,
+    memory: Vec<u64>,
+    table: Vec<u32>,
+}
+
+/// An archive whose root has one page of code.
+pub fn archive() -> Vec<u8> {
+    let mut bytes = vec![0u8; 8192];
+    let header = [
+        archive::MAGIC,
+        8192,
+        0x20_0000,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0x20_0000,
+        4096,
+        100,
+        5000,
+        5,
+    ];
+    for (index, word) in header.iter().enumerate() {
+        bytes[index * 8..index * 8 + 8].copy_from_slice(&u64::to_le_bytes(*word));
+    }
+    bytes
+}
+
+impl World {
+    /// Boots with two CPUs.
+    pub fn new() -> World {
+        let mut memory = vec![0u64; (FRAMES as usize + 1) * 512];
+        let mut table = vec![0u32; FRAMES as usize];
+        let base = memory.as_mut_ptr().cast::<u8>();
+        let base = base.wrapping_add(base.align_offset(4096));
+        // SAFETY: the vectors live as long as the world, which owns the kernel, and are touched
+        // only through the arena.
+        let arena = unsafe { Arena::new(base, table.as_mut_ptr(), FRAMES) };
+        let seen = Rc::new(Seen::default());
+        let mut kernel = Kernel::empty(Fake(seen.clone()));
+        kernel.init(
+            arena,
+            Config {
+                cpus: 2,
+                slice: 1000,
+                core_root: PhysAddr(0x1000),
+                vcpu_frames: 4,
+            },
+        );
+        let image = archive();
+        let mut memories = [
+            MemoryRange {
+                base: RAM,
+                frames: FRAMES - (RAM >> 12),
+                slot: 0,
+                device: 0,
+            },
+            MemoryRange {
+                base: 0x8000_0000,
+                frames: 16,
+                slot: 0,
+                device: 1,
+            },
+        ];
+        // SAFETY: as in `boot`: an all-zero `Info` is a valid one.
+        let info: Info = unsafe { std::mem::zeroed() };
+        kernel
+            .boot(Resources {
+                memories: &mut memories,
+                archive: Archive::parse(&image).expect("archive"),
+                archive_base: PhysAddr(ARCHIVE),
+                log_base: PhysAddr(LOG),
+                info,
+            })
+            .expect("boot");
+        let root = kernel.reschedule(0);
+        let (at, _) = {
+            let space = kernel.space_root(root).expect("root has a space");
+            kernel
+                .arena
+                .translate(space, microvisor_abi::boot::INFO_ADDRESS)
+                .expect("info")
+        };
+        let info = kernel.arena.read(at);
+        World {
+            kernel,
+            seen,
+            root,
+            info,
+            memory,
+            table,
+        }
+    }
+
+    /// A call by the current thread of the current CPU; `None` if it blocked.
+    pub fn call(&mut self, call: Call, a: &[u64]) -> (Status, [u64; 6]) {
+        let cpu = self.seen.cpu.get();
+        let me = self.kernel.current(cpu);
+        self.set(me, call, a);
+        self.kernel.syscall();
+        self.results(me)
+    }
+
+    /// Puts a call's number and arguments into a thread's registers.
+    pub fn set(&mut self, thread: Ref<Thread>, call: Call, a: &[u64]) {
+        let regs = &mut self.kernel.arena.get_mut(thread).expect("thread").regs;
+        let mut words = [0; 6];
+        words[..a.len()].copy_from_slice(a);
+        regs.rax = call as u64;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = words;
+    }
+
+    /// Status and result words in a thread's registers.
+    pub fn results(&self, thread: Ref<Thread>) -> (Status, [u64; 6]) {
+        let r = &self.kernel.arena.get(thread).expect("thread").regs;
+        let status = Status::from_raw(r.rax).unwrap_or(Status::InvalidCall);
+        (status, [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9])
+    }
+
+    /// A call that must succeed, repeated while it answers `Again`.
+    pub fn ok(&mut self, call: Call, a: &[u64]) -> [u64; 6] {
+        for _ in 0..10_000 {
+            let (status, results) = self.call(call, a);
+            match status {
+                Status::Again => continue,
+                Status::Ok => return results,
+                other => panic!("{call:?} {a:x?} answered {other:?}"),
+            }
+        }
+        panic!("{call:?} never finished");
+    }
+
+    /// Slot of the RAM that root was given.
+    pub fn ram(&self) -> u64 {
+        self.info.memories[0].slot as u64
+    }
+
+    /// Makes objects in root's own space.
+    pub fn make(&mut self, memory: u64, kind: Kind, size: u64, slot: u64, count: u64) {
+        let mut made = 0;
+        while made < count {
+            let a = [
+                memory,
+                kind as u64 | size << 8,
+                0,
+                slot + made | (count - made) << 32,
+            ];
+            made += self.ok(Call::Retype, &a)[0];
+        }
+    }
+
+    /// Lets the current CPU choose, as the core does after each entry.
+    pub fn turn(&mut self) -> Ref<Thread> {
+        self.kernel.reschedule(self.seen.cpu.get())
+    }
+
+    /// A second thread in root's spaces, runnable at `priority` on `cpu`; it takes slots
+    /// `slot` (thread) and `slot + 1` (time).
+    pub fn thread(&mut self, slot: u64, cpu: u64, priority: u64) -> Ref<Thread> {
+        let ram = self.ram();
+        self.make(ram, Kind::Thread, 0, slot, 1);
+        self.make(ram, Kind::SchedContext, 0, slot + 1, 1);
+        self.ok(Call::SchedSet, &[slot + 1, 7, cpu, priority, 1, 1]);
+        self.ok(Call::Bind, &[slot + 1, slot, 0]);
+        self.ok(
+            Call::ThreadConfigure,
+            &[slot, 2, 1, 0x20_0000, 0x30_0000, 0],
+        );
+        self.ok(Call::ThreadControl, &[slot, 0]);
+        self.kernel
+            .thread_in(self.root, slot as u32)
+            .expect("thread")
+    }
+}
