@@ -267,7 +267,7 @@ impl<M: Machine> Kernel<M> {
         let Some(s) = self.arena.get(space) else {
             return Err(Status::NotMapped);
         };
-        let (kind, root) = (s.kind(), s.root);
+        let kind = s.kind();
         let (base, order) = match c.kind() {
             Kind::Frame => (PhysAddr(c.object), c.order as u32),
             _ => (c.object::<Thread>().buffer(), 12),
