@@ -1,0 +1,193 @@
+//! What a domain may cause outside itself: implemented by the VMM, by a recorder in host tests.
+//! Nothing here may call back into the [`crate::Domain`].
+
+use crate::memory::SpecialFrame;
+
+/// What a translation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+}
+
+/// Why a domain shut down: `SHUTDOWN_*` of `public/sched.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ShutdownReason {
+    /// It wants to be switched off.
+    PowerOff = 0,
+    /// It wants to be started anew.
+    Reboot = 1,
+    /// It is ready to be saved.
+    Suspend = 2,
+    /// It reports its own crash.
+    Crash = 3,
+    /// Its watchdog expired.
+    Watchdog = 4,
+    /// It wants a new kernel over the same memory.
+    SoftReset = 5,
+}
+
+/// Names one service of the VMM's side (xenstore, console) to which event channels lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceId(pub u32);
+
+/// A level-triggered line that `HVM_PARAM_CALLBACK_IRQ` may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LegacyLine {
+    /// A global system interrupt (types 0).
+    Gsi(u32),
+    /// INTx pin 0..=3 of a device on bus 0 (type 1).
+    PciIntx {
+        /// Device number, 0..=31.
+        device: u8,
+        /// Pin, 0 is INTA.
+        pin: u8,
+    },
+}
+
+/// How a vCPU that got an event learns of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upcall {
+    /// No way is configured: only wake it if it is halted or blocked.
+    WakeOnly,
+    /// Ask [`crate::Domain::pending_upcall`] before each entry and inject the vector it answers,
+    /// past the local APIC, when the vCPU accepts interrupts.
+    Vector(u8),
+    /// Set the vector in the local APIC as an edge, once.
+    Lapic(u8),
+    /// Drive this line to the level that [`crate::Domain::callback_line`] answers.
+    Line(LegacyLine),
+}
+
+/// Start state of a vCPU, as `VCPUOP_initialise` gives it (`public/hvm/hvm_vcpu.h`).
+/// Segment attributes are in VMCB format (12 bits: access byte, then AVL, L, D/B, G).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VcpuStart {
+    /// 32-bit or real mode.
+    Mode32(VcpuStart32),
+    /// 64-bit flat mode; segments are those of a 64-bit kernel with null bases.
+    Mode64(VcpuStart64),
+}
+
+/// The registers of `struct vcpu_hvm_x86_32`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VcpuStart32 {
+    /// EAX, ECX, EDX, EBX, ESP, EBP, ESI, EDI in this order.
+    pub registers: [u32; 8],
+    /// Instruction pointer.
+    pub eip: u32,
+    /// Flags.
+    pub eflags: u32,
+    /// CR0.
+    pub cr0: u32,
+    /// CR3.
+    pub cr3: u32,
+    /// CR4.
+    pub cr4: u32,
+    /// EFER.
+    pub efer: u64,
+    /// CS, DS, SS, ES, TR.
+    pub segments: [StartSegment; 5],
+}
+
+/// One segment of [`VcpuStart32`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StartSegment {
+    /// Base address.
+    pub base: u32,
+    /// Limit in bytes.
+    pub limit: u32,
+    /// Attributes.
+    pub attributes: u16,
+}
+
+/// The registers of `struct vcpu_hvm_x86_64`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VcpuStart64 {
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI in this order.
+    pub registers: [u64; 8],
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Flags.
+    pub rflags: u64,
+    /// CR0.
+    pub cr0: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// EFER.
+    pub efer: u64,
+}
+
+/// Why the guest's physical map could not be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// The guest frame number is outside what the VMM can map.
+    OutOfRange,
+    /// No memory for page tables, or no page to give.
+    NoMemory,
+}
+
+/// Effects and questions of one hypercall or event, answered at once, without blocking.
+pub trait Env {
+    /// The guest's TSC, now.
+    fn tsc(&mut self) -> u64;
+
+    /// Walks the calling vCPU's page tables: the guest-physical address of `linear`, if that is
+    /// mapped for a supervisor's access. Called once per page touched.
+    fn translate(&mut self, linear: u64, access: Access) -> Option<u64>;
+
+    /// The vCPU has a new event: make it notice, also if it halts, blocks or runs elsewhere.
+    fn upcall(&mut self, vcpu: u32, how: Upcall);
+
+    /// Wake a vCPU out of [`crate::Next::Block`] (a polled port, or `VCPUOP_up`) or let its
+    /// thread look at its deadline anew.
+    fn wake(&mut self, vcpu: u32);
+
+    /// The domain's port that leads to this service was sent to.
+    fn service_event(&mut self, service: ServiceId);
+
+    /// The domain shut down. Every vCPU must stop before its next instruction.
+    fn shutdown(&mut self, reason: ShutdownReason);
+
+    /// Bytes for the hypervisor's console, at most 128 at a time.
+    fn console_write(&mut self, bytes: &[u8]);
+
+    /// Takes bytes that were typed for this domain, if there are any.
+    fn console_read(&mut self, buffer: &mut [u8]) -> usize;
+
+    /// Maps a special frame at guest frame `gfn`, in place of what is there. The frame leaves the
+    /// place it was mapped before.
+    fn map_special(&mut self, frame: SpecialFrame, gfn: u64) -> Result<(), MapError>;
+
+    /// Moves the RAM page at `from` to `to`.
+    fn move_page(&mut self, from: u64, to: u64) -> Result<(), MapError>;
+
+    /// Takes the page at `gfn` out of the guest's physical map. Answers whether there was RAM.
+    fn remove_page(&mut self, gfn: u64) -> bool;
+
+    /// Gives the guest a zeroed RAM page at `gfn`. A page that is there already is kept.
+    fn populate_page(&mut self, gfn: u64) -> Result<(), MapError>;
+
+    /// Whether RAM is mapped at `gfn`.
+    fn is_ram(&mut self, gfn: u64) -> bool;
+
+    /// `VCPUOP_initialise` gave an offline vCPU its registers.
+    fn initialise_vcpu(&mut self, vcpu: u32, state: VcpuStart);
+
+    /// `VCPUOP_up`: run the vCPU.
+    fn vcpu_up(&mut self, vcpu: u32);
+
+    /// `VCPUOP_down`: stop the vCPU.
+    fn vcpu_down(&mut self, vcpu: u32);
+
+    /// `VCPUOP_send_nmi`: deliver an NMI.
+    fn nmi(&mut self, vcpu: u32);
+
+    /// Drop the TLB entries of the vCPUs set in `vcpus`.
+    fn flush_tlb(&mut self, vcpus: u128);
+}

@@ -1,0 +1,52 @@
+//! Xen's error numbers (`public/errno.h`), as far as this library answers with them. Hypercalls
+//! return them negated.
+
+/// An error that a hypercall returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Errno {
+    /// Operation not permitted.
+    Perm = 1,
+    /// No such object.
+    NoEnt = 2,
+    /// No such domain or vCPU.
+    Srch = 3,
+    /// I/O error.
+    Io = 5,
+    /// List too long.
+    TooBig = 7,
+    /// Try again.
+    Again = 11,
+    /// No memory.
+    NoMem = 12,
+    /// Access denied.
+    Access = 13,
+    /// Bad guest address.
+    Fault = 14,
+    /// Busy.
+    Busy = 16,
+    /// Already there.
+    Exist = 17,
+    /// Invalid argument.
+    Inval = 22,
+    /// No space left, here: no free port.
+    NoSpc = 28,
+    /// Outside the allowed range.
+    Range = 34,
+    /// Not implemented.
+    NoSys = 38,
+    /// No data available.
+    NoData = 61,
+    /// Value too large.
+    Overflow = 75,
+    /// Not supported.
+    OpNotSupp = 95,
+}
+
+impl Errno {
+    /// The value as a hypercall returns it: negative.
+    #[must_use]
+    pub const fn as_return(self) -> i64 {
+        -(self as i32 as i64)
+    }
+}
