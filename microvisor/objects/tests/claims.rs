@@ -166,13 +166,13 @@ fn a_call_reaches_a_waiting_server_and_its_answer_returns() {
     w.ok(Call::Copy, &[500, 0, 502, Rights::CALL.0 as u64, 77, 0]);
     let server = w.thread(510, 0, 20);
     assert_eq!(w.turn(), server);
-    w.call(Call::Receive, &[500, 501, FOREVER]);
+    let _ = w.call(Call::Receive, &[500, 501, FOREVER]);
     assert_eq!(w.turn(), w.root);
     let info = MessageInfo::new(9, 0, 0).0;
-    w.call(Call::Call, &[502, info, 1, 2, 3, 4]);
+    let _ = w.call(Call::Call, &[502, info, 1, 2, 3, 4]);
     assert_eq!(w.turn(), server);
     assert_eq!(w.results(server), (Status::Ok, [77, info, 1, 2, 3, 4]));
-    w.call(Call::ReplyReceive, &[500 | 501 << 32, 0, 5, 6, 7, 8]);
+    let _ = w.call(Call::ReplyReceive, &[500 | 501 << 32, 0, 5, 6, 7, 8]);
     assert_eq!(w.turn(), w.root);
     assert_eq!(w.results(w.root), (Status::Ok, [0, 0, 5, 6, 7, 8]));
 }
@@ -185,9 +185,9 @@ fn a_reply_answers_once() {
     w.make(ram, Kind::Reply, 0, 501, 1);
     let server = w.thread(510, 0, 20);
     w.turn();
-    w.call(Call::Receive, &[500, 501, FOREVER]);
+    let _ = w.call(Call::Receive, &[500, 501, FOREVER]);
     w.turn();
-    w.call(Call::Call, &[500, 0]);
+    let _ = w.call(Call::Call, &[500, 0]);
     assert_eq!(w.turn(), server);
     assert_eq!(w.call(Call::Reply, &[501, 0]).0, Status::Ok);
     assert_eq!(w.call(Call::Reply, &[501, 0]).0, Status::NoCaller);
@@ -201,9 +201,9 @@ fn destroying_a_reply_aborts_its_caller() {
     w.make(ram, Kind::Reply, 0, 501, 1);
     let server = w.thread(510, 0, 20);
     w.turn();
-    w.call(Call::Receive, &[500, 501, FOREVER]);
+    let _ = w.call(Call::Receive, &[500, 501, FOREVER]);
     w.turn();
-    w.call(Call::Call, &[500, 0]);
+    let _ = w.call(Call::Call, &[500, 0]);
     assert_eq!(w.turn(), server);
     w.ok(Call::Delete, &[0, 501]);
     assert_eq!(w.results(w.root).0, Status::Aborted);
@@ -221,7 +221,7 @@ fn a_message_carries_a_capability_or_is_refused_whole() {
     w.turn();
     let into = server.buffer().add(RECEIVE_SLOTS as u64);
     w.kernel.arena.write(into, 500u32);
-    w.call(Call::Receive, &[500, 501, FOREVER]);
+    let _ = w.call(Call::Receive, &[500, 501, FOREVER]);
     w.turn();
     w.kernel
         .arena
@@ -229,7 +229,7 @@ fn a_message_carries_a_capability_or_is_refused_whole() {
     let info = MessageInfo::new(1, 0, 1).0;
     assert_eq!(w.call(Call::Call, &[500, info]).0, Status::CapsRefused);
     w.kernel.arena.write(into, 600u32);
-    w.call(Call::Call, &[500, info]);
+    let _ = w.call(Call::Call, &[500, info]);
     assert_eq!(w.turn(), server);
     w.ok(Call::Map, &[600, 2, 0x4000_0000, RW]);
     // Without GRANT the same message is refused.
@@ -255,7 +255,7 @@ fn a_wait_ends_at_its_deadline() {
     let mut w = World::new();
     let ram = w.ram();
     w.make(ram, Kind::Notification, 0, 500, 1);
-    w.call(Call::Wait, &[500, 100]);
+    let _ = w.call(Call::Wait, &[500, 100]);
     assert!(w.turn().is_null());
     assert_eq!(w.kernel.deadline(0), 100);
     w.seen.now.set(99);
@@ -400,7 +400,7 @@ fn a_wake_on_another_cpu_kicks_it() {
     assert_eq!(w.seen.kicks.borrow().as_slice(), &[1]);
     w.seen.cpu.set(1);
     assert_eq!(w.turn(), other);
-    w.call(Call::Wait, &[500, FOREVER]);
+    let _ = w.call(Call::Wait, &[500, FOREVER]);
     assert!(w.turn().is_null());
     w.seen.cpu.set(0);
     w.ok(Call::Signal, &[500, 8]);

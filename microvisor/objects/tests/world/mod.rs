@@ -218,7 +218,7 @@ impl World {
                 memory,
                 kind as u64 | size << 8,
                 0,
-                slot + made | (count - made) << 32,
+                (slot + made) | ((count - made) << 32),
             ];
             made += self.ok(Call::Retype, &a)[0];
         }
