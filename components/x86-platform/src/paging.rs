@@ -1,0 +1,371 @@
+//! The guest's page tables: linear to guest-physical addresses, for 32-bit, PAE and 4-level
+//! paging (Intel SDM vol. 3, chapter 4). 5-level paging is refused: CPUID does not offer it.
+//!
+//! The tables are the guest's to change at any time: each entry is read once.
+
+use crate::memory::GuestMemory;
+use crate::mode::*;
+
+const PRESENT: u64 = 1 << 0;
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
+/// Physical addresses that an entry can hold.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// Page fault error code: the translation was present.
+pub const CODE_PRESENT: u32 = 1;
+/// Page fault error code: a write.
+pub const CODE_WRITE: u32 = 2;
+/// Page fault error code: from user mode.
+pub const CODE_USER: u32 = 4;
+/// Page fault error code: a reserved bit was set.
+pub const CODE_RESERVED: u32 = 8;
+/// Page fault error code: an instruction fetch.
+pub const CODE_FETCH: u32 = 16;
+
+/// What a translation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Data read.
+    Read,
+    /// Data write.
+    Write,
+    /// Instruction fetch.
+    Fetch,
+}
+
+/// Why an access gets nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// #PF with this error code; CR2 becomes the address.
+    Page {
+        /// Linear address.
+        address: u64,
+        /// Error code.
+        code: u32,
+    },
+    /// The address is not canonical: #GP(0), or #SS(0) through the stack segment.
+    NonCanonical,
+    /// A table lies outside RAM, or the paging mode is not supported.
+    Unsupported,
+}
+
+/// True for addresses whose bits 48-63 repeat bit 47.
+#[inline]
+pub const fn canonical(address: u64) -> bool {
+    ((address << 16) as i64 >> 16) as u64 == address
+}
+
+/// The guest-physical address of linear `address`, with permissions checked as the CPU does for
+/// an access of privilege `mode.privilege()`; `rflags` for its AC. Sets accessed and dirty bits.
+pub fn translate(
+    memory: &impl GuestMemory,
+    mode: &Mode,
+    rflags: u64,
+    address: u64,
+    access: Access,
+) -> Result<u64, Fault> {
+    if mode.cr0 & CR0_PG == 0 {
+        return Ok(address & 0xffff_ffff);
+    }
+    let walk = Walk {
+        memory,
+        mode,
+        access,
+        address,
+    };
+    let (leaf, rights) = if mode.efer & EFER_LMA != 0 {
+        if mode.cr4 & CR4_LA57 != 0 {
+            return Err(Fault::Unsupported);
+        }
+        if !canonical(address) {
+            return Err(Fault::NonCanonical);
+        }
+        walk.long()?
+    } else if mode.cr4 & CR4_PAE != 0 {
+        walk.pae()?
+    } else {
+        walk.legacy()?
+    };
+    walk.check(rights, rflags)?;
+    Ok(leaf)
+}
+
+/// What all levels together allow; `NO_EXECUTE` is the union, the others the intersection.
+type Rights = u64;
+
+struct Walk<'a, M> {
+    memory: &'a M,
+    mode: &'a Mode,
+    access: Access,
+    address: u64,
+}
+
+impl<M: GuestMemory> Walk<'_, M> {
+    fn fault(&self, code: u32) -> Fault {
+        let mut code = code;
+        if self.mode.privilege() == 3 {
+            code |= CODE_USER;
+        }
+        match self.access {
+            Access::Read => {}
+            Access::Write => code |= CODE_WRITE,
+            Access::Fetch => {
+                if self.no_execute() || self.mode.cr4 & CR4_SMEP != 0 {
+                    code |= CODE_FETCH;
+                }
+            }
+        }
+        Fault::Page {
+            address: self.address,
+            code,
+        }
+    }
+
+    fn no_execute(&self) -> bool {
+        self.mode.efer & EFER_NXE != 0
+    }
+
+    /// Reads an 8-byte entry, checks that it is present and sets its accessed (and dirty) bits.
+    #[inline]
+    fn entry(&self, at: u64, leaf: impl Fn(u64) -> bool) -> Result<u64, Fault> {
+        let entry = self.memory.read_u64(at).map_err(|_| Fault::Unsupported)?;
+        if entry & PRESENT == 0 {
+            return Err(self.fault(0));
+        }
+        if entry & NO_EXECUTE != 0 && !self.no_execute() {
+            return Err(self.fault(CODE_PRESENT | CODE_RESERVED));
+        }
+        self.mark(at, entry, leaf(entry))?;
+        Ok(entry)
+    }
+
+    #[inline]
+    fn mark(&self, at: u64, entry: u64, leaf: bool) -> Result<(), Fault> {
+        let dirty = leaf && self.access == Access::Write && entry & WRITABLE != 0;
+        let wanted = ACCESSED | if dirty { DIRTY } else { 0 };
+        if entry & wanted != wanted {
+            self.memory
+                .set_bits(at, wanted as u32)
+                .map_err(|_| Fault::Unsupported)?;
+        }
+        Ok(())
+    }
+
+    fn long(&self) -> Result<(u64, Rights), Fault> {
+        let mut table = self.mode.cr3 & ADDRESS;
+        let mut rights = WRITABLE | USER;
+        for level in (0..4u32).rev() {
+            let shift = 12 + 9 * level;
+            let at = table + (self.address >> shift & 0x1ff) * 8;
+            let is_leaf = |entry| level == 0 || (level < 3 && entry & LARGE != 0);
+            let entry = self.entry(at, is_leaf)?;
+            rights = rights & (entry | NO_EXECUTE) | entry & NO_EXECUTE;
+            if is_leaf(entry) {
+                let offset = (1 << shift) - 1;
+                return Ok((entry & ADDRESS & !offset | self.address & offset, rights));
+            }
+            if level == 3 && entry & LARGE != 0 {
+                return Err(self.fault(CODE_PRESENT | CODE_RESERVED));
+            }
+            table = entry & ADDRESS;
+        }
+        Err(Fault::Unsupported)
+    }
+
+    fn pae(&self) -> Result<(u64, Rights), Fault> {
+        let address = self.address & 0xffff_ffff;
+        let pointer = (self.mode.cr3 & 0xffff_ffe0) + (address >> 30) * 8;
+        // The CPU loaded these four when CR3 was written; they have neither rights nor accessed
+        // bits.
+        let pointer = self
+            .memory
+            .read_u64(pointer)
+            .map_err(|_| Fault::Unsupported)?;
+        if pointer & PRESENT == 0 {
+            return Err(self.fault(0));
+        }
+        let at = (pointer & ADDRESS) + (address >> 21 & 0x1ff) * 8;
+        let directory = self.entry(at, |entry| entry & LARGE != 0)?;
+        if directory & LARGE != 0 {
+            return Ok((
+                directory & ADDRESS & !0x1f_ffff | address & 0x1f_ffff,
+                directory,
+            ));
+        }
+        let at = (directory & ADDRESS) + (address >> 12 & 0x1ff) * 8;
+        let entry = self.entry(at, |_| true)?;
+        let rights = (directory & entry) | (directory | entry) & NO_EXECUTE;
+        Ok((entry & ADDRESS | address & 0xfff, rights))
+    }
+
+    fn legacy(&self) -> Result<(u64, Rights), Fault> {
+        let address = self.address & 0xffff_ffff;
+        let load = |at, leaf: &dyn Fn(u64) -> bool| {
+            let entry = u64::from(self.memory.read_u32(at).map_err(|_| Fault::Unsupported)?);
+            if entry & PRESENT == 0 {
+                return Err(self.fault(0));
+            }
+            self.mark(at, entry, leaf(entry))?;
+            Ok(entry)
+        };
+        let large = |entry: u64| entry & LARGE != 0 && self.mode.cr4 & CR4_PSE != 0;
+        let directory = load((self.mode.cr3 & 0xffff_f000) + (address >> 22) * 4, &large)?;
+        if large(directory) {
+            // Bits 13-20 are address bits 32-39 (PSE-36).
+            let high = (directory >> 13 & 0xff) << 32;
+            return Ok((
+                high | directory & 0xffc0_0000 | address & 0x3f_ffff,
+                directory,
+            ));
+        }
+        let at = (directory & 0xffff_f000) + (address >> 12 & 0x3ff) * 4;
+        let entry = load(at, &|_| true)?;
+        Ok((entry & 0xffff_f000 | address & 0xfff, directory & entry))
+    }
+
+    fn check(&self, rights: Rights, rflags: u64) -> Result<(), Fault> {
+        let user_access = self.mode.privilege() == 3;
+        let user_page = rights & USER != 0;
+        let allowed = match self.access {
+            _ if user_access && !user_page => false,
+            Access::Fetch if rights & NO_EXECUTE != 0 && self.no_execute() => false,
+            Access::Fetch => user_access || !user_page || self.mode.cr4 & CR4_SMEP == 0,
+            _ if !user_access
+                && user_page
+                && self.mode.cr4 & CR4_SMAP != 0
+                && rflags & RFLAGS_AC == 0 =>
+            {
+                false
+            }
+            Access::Read => true,
+            Access::Write => {
+                rights & WRITABLE != 0 || (!user_access && self.mode.cr0 & CR0_WP == 0)
+            }
+        };
+        if allowed {
+            Ok(())
+        } else {
+            Err(self.fault(CODE_PRESENT))
+        }
+    }
+}
+
+/// Most bytes of one instruction.
+pub const INSTRUCTION_MAX: usize = 15;
+
+/// Instruction bytes as fetched from guest memory; fewer than 15 when the next page has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Code {
+    bytes: [u8; 16],
+    count: u8,
+}
+
+impl Code {
+    /// From bytes that the CPU delivered.
+    pub fn from_words(words: [u64; 2], count: u64) -> Code {
+        let mut bytes = [0; 16];
+        let (low, high) = bytes.split_at_mut(8);
+        low.copy_from_slice(&words[0].to_le_bytes());
+        high.copy_from_slice(&words[1].to_le_bytes());
+        Code {
+            bytes,
+            count: count.min(INSTRUCTION_MAX as u64) as u8,
+        }
+    }
+
+    /// The bytes.
+    #[inline]
+    pub fn as_slice(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.count)).unwrap_or(&[])
+    }
+
+    /// The bytes as two words, for comparing; those beyond the end are 0.
+    #[inline]
+    pub fn words(&self) -> [u64; 2] {
+        let word = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&self.bytes[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        [word(0), word(8)]
+    }
+}
+
+/// Fetches the instruction at `rip`. A fault on its first page is the answer; one on a second
+/// page only cuts the bytes short, for the instruction may not reach there.
+pub fn fetch(memory: &impl GuestMemory, mode: &Mode, rflags: u64, rip: u64) -> Result<Code, Fault> {
+    let linear = mode.linear_rip(rip);
+    let physical = translate(memory, mode, rflags, linear, Access::Fetch)?;
+    let here = (4096 - (linear & 0xfff) as usize).min(INSTRUCTION_MAX);
+    let mut code = Code::default();
+    if here == INSTRUCTION_MAX && physical & 0xfff <= 0xff0 {
+        // Whole and within one page: two or three aligned words instead of a byte-wise copy.
+        let base = physical & !7;
+        let shift = (physical & 7) as u32 * 8;
+        let load = |index: u64| {
+            memory
+                .read_u64(base + index * 8)
+                .map_err(|_| Fault::Unsupported)
+        };
+        let (first, second) = (load(0)?, load(1)?);
+        let words = if shift == 0 {
+            [first, second]
+        } else {
+            // The last word is in the same page unless the 15 bytes end before it.
+            let third = if (base & 0xfff) + 16 <= 0xff8 {
+                load(2)?
+            } else {
+                0
+            };
+            [
+                first >> shift | second << (64 - shift),
+                second >> shift | third << (64 - shift),
+            ]
+        };
+        code = Code::from_words([words[0], words[1] & mask_last()], INSTRUCTION_MAX as u64);
+        return Ok(code);
+    }
+    read_code(memory, physical, &mut code, here)?;
+    if here < INSTRUCTION_MAX {
+        let next = match mode.code_size() {
+            CodeSize::Bits64 => linear.wrapping_add(here as u64),
+            _ => linear.wrapping_add(here as u64) & 0xffff_ffff,
+        };
+        if let Ok(physical) = translate(memory, mode, rflags, next, Access::Fetch) {
+            // Unbacked bytes there are as good as no bytes.
+            let _ = read_code(memory, physical, &mut code, INSTRUCTION_MAX - here);
+        }
+    }
+    Ok(code)
+}
+
+/// The 16th byte is no part of an instruction.
+const fn mask_last() -> u64 {
+    u64::MAX >> 8
+}
+
+fn read_code(
+    memory: &impl GuestMemory,
+    physical: u64,
+    code: &mut Code,
+    count: usize,
+) -> Result<(), Fault> {
+    let start = usize::from(code.count);
+    let target = code
+        .bytes
+        .get_mut(start..start + count)
+        .ok_or(Fault::Unsupported)?;
+    memory
+        .read(physical, target)
+        .map_err(|_| Fault::Unsupported)?;
+    code.count += count as u8;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
