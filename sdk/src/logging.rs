@@ -1,0 +1,195 @@
+//! The `log` crate's sink: lines go into the console's ring. Before the ring is attached, and
+//! while it is full, they wait in a backlog; when that is full too, lines are dropped and counted,
+//! because a component must not stop for its log.
+
+use core::fmt::{self, Write};
+
+use idl::Cap;
+use idl::cap::{Endpoint, Notification};
+use idl::console::{ClientKind, ConsoleClient};
+use idl::ring::{OUT_BYTES, RingPage, Writer};
+use log::{LevelFilter, Log, Metadata, Record};
+
+use crate::caps::{MemoryCap, NotificationCap};
+use crate::ipc::EndpointTransport;
+use crate::memory;
+use crate::sync::Mutex;
+
+/// Bytes that wait while there is no room.
+const BACKLOG: usize = 8192;
+
+/// Where lines go when they leave the backlog.
+enum Sink {
+    None,
+    Ring {
+        writer: Writer<'static, OUT_BYTES>,
+        wake: Cap<Notification>,
+        bits: u64,
+    },
+    /// Called with each piece; root's way before there is a console.
+    Direct(fn(&[u8])),
+}
+
+struct Lines {
+    backlog: heapless::Vec<u8, BACKLOG>,
+    lost: u32,
+    sink: Sink,
+}
+
+impl Lines {
+    const fn new() -> Self {
+        Lines {
+            backlog: heapless::Vec::new(),
+            lost: 0,
+            sink: Sink::None,
+        }
+    }
+
+    fn add(&mut self, arguments: fmt::Arguments<'_>) {
+        // The line and the note about those lost before it go in together or not at all.
+        let before = self.backlog.len();
+        let noted = match self.lost {
+            0 => Ok(()),
+            lost => writeln!(self.backlog, "({lost} lines lost)"),
+        };
+        if noted
+            .and_then(|()| writeln!(self.backlog, "{arguments}"))
+            .is_ok()
+        {
+            self.lost = 0;
+        } else {
+            self.backlog.truncate(before);
+            self.lost = self.lost.saturating_add(1);
+        }
+    }
+
+    fn flush(&mut self) {
+        let written = match &mut self.sink {
+            Sink::None => 0,
+            Sink::Direct(write) => {
+                write(&self.backlog);
+                self.backlog.len()
+            }
+            Sink::Ring { writer, wake, bits } => {
+                let written = writer.write(&self.backlog);
+                if written != 0 {
+                    // A console that is gone does not stop us.
+                    let _ = wake.signal(*bits);
+                }
+                written
+            }
+        };
+        let left = self.backlog.len().saturating_sub(written);
+        self.backlog.copy_within(written.., 0);
+        self.backlog.truncate(left);
+    }
+}
+
+static LINES: Mutex<Lines> = Mutex::new(Lines::new());
+
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &Record<'_>) {
+        let mut lines = LINES.lock();
+        match record.level() {
+            log::Level::Info => lines.add(*record.args()),
+            level => lines.add(format_args!("{level}: {}", record.args())),
+        }
+        lines.flush();
+    }
+    fn flush(&self) {
+        LINES.lock().flush();
+    }
+}
+
+/// Makes `log`'s macros arrive here; the entry code calls it.
+pub(crate) fn init() {
+    // The second call of a program fails, and changes nothing.
+    let _ = log::set_logger(&Logger);
+    log::set_max_level(LevelFilter::Info);
+}
+
+/// Writes what waits as far as there is room: a component calls it when its console woke it.
+pub fn flush() {
+    LINES.lock().flush();
+}
+
+/// Sends lines into a ring whose reader hears `bits` of `wake`.
+pub fn set_ring(page: &'static RingPage, wake: Cap<Notification>, bits: u64) {
+    let mut lines = LINES.lock();
+    lines.sink = Sink::Ring {
+        writer: page.output.writer(),
+        wake,
+        bits,
+    };
+    lines.flush();
+}
+
+/// Sends lines to a function. It must not log.
+pub fn set_direct(write: fn(&[u8])) {
+    let mut lines = LINES.lock();
+    lines.sink = Sink::Direct(write);
+    lines.flush();
+}
+
+/// Why the log could not be attached to a console.
+pub type AttachError = idl::CallError<idl::console::ConsoleError, microvisor_abi::Status>;
+
+/// Attaches this component's log to the console behind `endpoint`.
+pub fn attach(endpoint: Cap<Endpoint>, name: &str) -> Result<(), AttachError> {
+    let failure = |status| idl::CallError::Failure(idl::Failure::Transport(status));
+    let shared = memory::shared_page::<RingPage>().map_err(failure)?;
+    // The console tells when it took output; lines then follow with the next one, so nobody
+    // waits for this notification.
+    let woken: Cap<Notification> = memory::own().retype(0).map_err(failure)?;
+    let console = ConsoleClient::connect(EndpointTransport(endpoint)).map_err(|error| {
+        idl::CallError::Failure(match error {
+            idl::ConnectError::Failure(failure) => failure,
+            idl::ConnectError::Schema { .. } => idl::Failure::Malformed,
+        })
+    })?;
+    let wake = console.attach(idl::name(name), ClientKind::Log, shared.frame, woken)?;
+    set_ring(shared.page, wake, 0);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_wait_until_there_is_a_ring() {
+        let page = alloc::boxed::Box::leak(alloc::boxed::Box::new(RingPage::new()));
+        let mut lines = Lines::new();
+        lines.add(format_args!("one {}", 1));
+        lines.flush();
+        lines.sink = Sink::Ring {
+            writer: page.output.writer(),
+            wake: Cap::new(0),
+            bits: 0,
+        };
+        lines.add(format_args!("two"));
+        lines.flush();
+        let mut out = [0; 64];
+        let count = page.output.reader().read(&mut out).unwrap();
+        assert_eq!(&out[..count], b"one 1\ntwo\n");
+    }
+
+    #[test]
+    fn lost_lines_are_counted_and_told() {
+        let mut lines = Lines::new();
+        let long = "x".repeat(1000);
+        for _ in 0..12 {
+            lines.add(format_args!("{long}"));
+        }
+        assert_eq!(lines.lost, 4);
+        assert_eq!(lines.backlog.len(), 8 * 1001);
+        lines.backlog.clear();
+        lines.add(format_args!("again"));
+        assert_eq!(&lines.backlog[..], b"(4 lines lost)\nagain\n");
+    }
+}

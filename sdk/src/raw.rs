@@ -1,0 +1,62 @@
+//! The `syscall` instruction: the one place where a component enters the core. Called by the safe
+//! wrappers in [`crate::caps`] and [`crate::ipc`] only.
+
+use microvisor_abi::{Call, Status};
+
+/// Status and the six result registers.
+pub(crate) type Answer = (Status, [u64; 6]);
+
+/// Makes a call. Registers are those of `microvisor_abi`'s top comment.
+///
+/// This is safe to offer inside the crate because of what the wrappers promise: memory is only
+/// mapped where nothing was ([`crate::memory`] never hands out an address twice), so no call
+/// changes what a live reference points to.
+#[cfg(target_os = "none")]
+#[inline(always)]
+pub(crate) fn call(number: Call, arguments: [u64; 6]) -> Answer {
+    let [mut rdi, mut rsi, mut rdx, mut r10, mut r8, mut r9] = arguments;
+    let mut rax = number as u64;
+    // SAFETY: the core preserves every register but those declared here, and writes only memory
+    // of this component that is the calling thread's message buffer or a ring or state page that
+    // is accessed by volatile or atomic operations. The default memory clobber stands.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            inlateout("rax") rax,
+            inlateout("rdi") rdi,
+            inlateout("rsi") rsi,
+            inlateout("rdx") rdx,
+            inlateout("r10") r10,
+            inlateout("r8") r8,
+            inlateout("r9") r9,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    // A number that no core sends would be a core of another version.
+    let status = Status::from_raw(rax).unwrap_or(Status::InvalidCall);
+    (status, [rdi, rsi, rdx, r10, r8, r9])
+}
+
+/// On a host there is no core: every call is unknown.
+#[cfg(not(target_os = "none"))]
+pub(crate) fn call(_number: Call, arguments: [u64; 6]) -> Answer {
+    (Status::InvalidCall, arguments)
+}
+
+/// A call of which only the status matters.
+#[inline(always)]
+pub(crate) fn status(number: Call, arguments: [u64; 6]) -> Result<(), Status> {
+    call(number, arguments).0.result()
+}
+
+/// A call that is repeated while the core says that it made progress.
+pub(crate) fn status_until_done(number: Call, arguments: [u64; 6]) -> Result<(), Status> {
+    loop {
+        match call(number, arguments).0 {
+            Status::Again => {}
+            other => return other.result(),
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The start contract: what a component finds when its first instruction runs. Written by root,
+//! read by the sdk's entry code. One page table's worth of facts, in postcard, at
+//! `abi::boot::INFO_ADDRESS`, read-only.
+//!
+//! # Slots
+//! [`SLOT_CAP_SPACE`] to [`SLOT_NOTIFICATION`] are fixed. Everything else that was wired is named
+//! in [`Startup`]; slots from [`Startup::free_slot`] on are empty.
+//!
+//! # Addresses
+//! | what | where |
+//! |---|---|
+//! | image | from 2 MiB, as linked |
+//! | heap | [`HEAP_ADDRESS`], grown by the sdk |
+//! | what the component maps | [`MAP_ADDRESS`] up, handed out by `sdk::memory` |
+//! | guest memory (builder, VMM) | [`GUEST_ADDRESS`] |
+//! | files of the archive | [`FILES_ADDRESS`] |
+//! | start-up pages, buffer, stack | `abi::boot`, the same as root's |
+//! | further threads | blocks of 16 MiB below, see `sdk::local` |
+
+use idl::cap::{Endpoint, Frame, Interrupt, IoPorts, Memory, Notification, SchedContext, Thread};
+use idl::{Cap, Name};
+use serde::{Deserialize, Serialize};
+
+/// Own capability space.
+pub const SLOT_CAP_SPACE: u32 = 1;
+/// Own address space.
+pub const SLOT_ADDRESS_SPACE: u32 = 2;
+/// First thread.
+pub const SLOT_THREAD: u32 = 3;
+/// Its scheduling context.
+pub const SLOT_SCHED: u32 = 4;
+/// Memory for the component's own use.
+pub const SLOT_MEMORY: u32 = 5;
+/// A reply object for the first thread.
+pub const SLOT_REPLY: u32 = 6;
+/// A notification without a badge, bound to nothing.
+pub const SLOT_NOTIFICATION: u32 = 7;
+/// First slot for wires.
+pub const SLOT_FIRST: u32 = 16;
+
+/// Where the heap begins.
+pub const HEAP_ADDRESS: u64 = 0x1000_0000_0000;
+/// Where `sdk::memory` begins to map.
+pub const MAP_ADDRESS: u64 = 0x2000_0000_0000;
+/// Where root maps guest memory.
+pub const GUEST_ADDRESS: u64 = 0x4000_0000_0000;
+/// Where root maps files.
+pub const FILES_ADDRESS: u64 = 0x5000_0000_0000;
+/// Bytes of the start-up pages.
+pub const STARTUP_BYTES: usize = 16384;
+/// Bytes of stack of a further thread.
+pub const THREAD_STACK_BYTES: u64 = 64 * 1024;
+/// First bytes of the start-up pages.
+pub const MAGIC: u64 = 0x5055_5452_4154_5331;
+
+/// Facts about the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// TSC ticks per millisecond.
+    pub tsc_khz: u64,
+    /// CPUs that run.
+    pub cpus: u64,
+    /// `abi::boot::feature` bits.
+    pub features: u64,
+    /// Wall clock at boot, seconds since 1970-01-01 UTC; 0 if unknown.
+    pub wall_seconds: u64,
+    /// TSC when `wall_seconds` was read.
+    pub wall_tsc: u64,
+    /// Frames that one object of each `Kind` takes (`abi::boot::Info::object_frames`).
+    pub object_frames: [u32; 16],
+}
+
+/// The right to call an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wire {
+    /// Interface.
+    pub interface: Name,
+    /// Who serves it.
+    pub server: Name,
+    /// Where calls go.
+    pub slot: u32,
+}
+
+/// The right to serve an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serve {
+    /// Interface.
+    pub interface: Name,
+    /// Where calls arrive.
+    pub slot: u32,
+}
+
+/// The right to use I/O ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortsRight {
+    /// First port.
+    pub first: u16,
+    /// How many.
+    pub count: u16,
+    /// The capability.
+    pub slot: u32,
+}
+
+/// The right to an interrupt line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineRight {
+    /// ISA number.
+    pub line: u32,
+    /// The capability.
+    pub slot: u32,
+}
+
+/// A thread that may be started with `sdk::thread::spawn`: its stack and buffer are mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadRight {
+    /// The thread, not configured.
+    pub thread: u32,
+    /// Its scheduling context, set and bound.
+    pub sched: u32,
+    /// CPU that it runs on.
+    pub cpu: u32,
+    /// Number of its block (`sdk::local::block`).
+    pub block: u32,
+}
+
+/// A file of the archive, mapped read-only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Name in the archive.
+    pub name: heapless::String<112>,
+    /// Where it is mapped.
+    pub address: u64,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// A ring page that is mapped already, for a client that must not call (root's own log).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The client's name.
+    pub name: Name,
+    /// Address of the `RingPage`.
+    pub address: u64,
+    /// Bit of the own notification that the client signals.
+    pub bit: u64,
+}
+
+/// The guest that a builder or VMM is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStart {
+    /// Name.
+    pub name: Name,
+    /// Where its memory is mapped, readable and writable, in one piece.
+    pub memory_address: u64,
+    /// Bytes of it; a multiple of 2 MiB. Guest-physical 0 up to 3 GiB is the first part of it,
+    /// what is more continues at 4 GiB.
+    pub memory_bytes: u64,
+    /// First of the slots with its frames, 2 MiB each, in order: for the VMM to map into the
+    /// guest's address space. 0 in a builder.
+    pub frame_slot: u32,
+    /// How many.
+    pub frame_count: u32,
+    /// One per vCPU: the thread to run it on.
+    pub vcpu_threads: heapless::Vec<ThreadRight, VCPUS_MAX>,
+    /// The kernel (builder only).
+    pub kernel: Option<File>,
+    /// The initial RAM disk (builder only).
+    pub initrd: Option<File>,
+    /// Kernel command line (builder only).
+    pub cmdline: heapless::String<2048>,
+    /// What the builder answered (VMM only).
+    pub built: Option<idl::builder::Built>,
+}
+
+/// Most vCPUs of one guest.
+pub const VCPUS_MAX: usize = 32;
+
+/// Everything a component is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Startup {
+    /// Own name; instances for a guest are called `<component>-<guest>`.
+    pub name: Name,
+    /// The machine.
+    pub machine: Machine,
+    /// First empty slot.
+    pub free_slot: u32,
+    /// Slots of the capability space.
+    pub slots: u32,
+    /// Frames of 4 KiB in [`SLOT_MEMORY`].
+    pub memory_frames: u64,
+    /// What may be called.
+    pub wires: heapless::Vec<Wire, 8>,
+    /// What is to be served.
+    pub serves: heapless::Vec<Serve, 4>,
+    /// Ports.
+    pub ports: heapless::Vec<PortsRight, 8>,
+    /// Interrupt lines.
+    pub lines: heapless::Vec<LineRight, 8>,
+    /// Threads that may be started (not those for vCPUs).
+    pub threads: heapless::Vec<ThreadRight, 16>,
+    /// Files.
+    pub files: heapless::Vec<File, 8>,
+    /// Rings that are attached from the start (console only).
+    pub attached: heapless::Vec<Attached, 2>,
+    /// The guest (builder and VMM only).
+    pub guest: Option<GuestStart>,
+}
+
+impl Startup {
+    /// The wire to an interface, whoever serves it.
+    pub fn wire(&self, interface: &str) -> Option<Cap<Endpoint>> {
+        let found = self.wires.iter().find(|wire| wire.interface == interface)?;
+        Some(Cap::new(found.slot))
+    }
+
+    /// The endpoint of an interface that this component serves.
+    pub fn served(&self, interface: &str) -> Option<Cap<Endpoint>> {
+        let found = self
+            .serves
+            .iter()
+            .find(|serve| serve.interface == interface)?;
+        Some(Cap::new(found.slot))
+    }
+
+    /// The right to all of these ports.
+    pub fn ports(&self, first: u16, count: u16) -> Option<Cap<IoPorts>> {
+        let end = u32::from(first) + u32::from(count);
+        let found = self.ports.iter().find(|range| {
+            range.first <= first && u32::from(range.first) + u32::from(range.count) >= end
+        })?;
+        Some(Cap::new(found.slot))
+    }
+
+    /// The right to an interrupt line.
+    pub fn line(&self, line: u32) -> Option<Cap<Interrupt>> {
+        let found = self.lines.iter().find(|right| right.line == line)?;
+        Some(Cap::new(found.slot))
+    }
+
+    /// Own memory.
+    pub const fn memory(&self) -> Cap<Memory> {
+        Cap::new(SLOT_MEMORY)
+    }
+
+    /// Own notification.
+    pub const fn notification(&self) -> Cap<Notification> {
+        Cap::new(SLOT_NOTIFICATION)
+    }
+
+    /// Own first thread.
+    pub const fn thread(&self) -> Cap<Thread> {
+        Cap::new(SLOT_THREAD)
+    }
+}
+
+impl ThreadRight {
+    /// The thread.
+    pub const fn thread(&self) -> Cap<Thread> {
+        Cap::new(self.thread)
+    }
+    /// Its scheduling context.
+    pub const fn sched(&self) -> Cap<SchedContext> {
+        Cap::new(self.sched)
+    }
+}
+
+impl GuestStart {
+    /// The guest's frames, each 2 MiB, in order of guest-physical address.
+    pub fn frames(&self) -> impl Iterator<Item = Cap<Frame>> + use<> {
+        let first = self.frame_slot;
+        (0..self.frame_count).map(move |index| Cap::new(first + index))
+    }
+}
+
+/// Writes the start-up pages: magic, then the facts.
+pub fn write(startup: &Startup, bytes: &mut [u8]) -> Result<(), idl::wire::Error> {
+    let (head, rest) = bytes.split_first_chunk_mut().ok_or(idl::wire::Error)?;
+    *head = MAGIC.to_le_bytes();
+    idl::wire::write_value(startup, rest).map(|_| ())
+}
+
+/// Reads them.
+pub fn read(bytes: &[u8]) -> Result<Startup, idl::wire::Error> {
+    let (head, rest) = bytes.split_first_chunk().ok_or(idl::wire::Error)?;
+    if u64::from_le_bytes(*head) != MAGIC {
+        return Err(idl::wire::Error);
+    }
+    idl::wire::read_value(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use idl::name;
+    use proptest::prelude::*;
+
+    fn full() -> Startup {
+        let file = File {
+            name: heapless::String::try_from("guests/linux/vmlinuz").unwrap(),
+            address: FILES_ADDRESS,
+            bytes: 12345,
+        };
+        let thread = ThreadRight {
+            thread: u32::MAX,
+            sched: u32::MAX,
+            cpu: u32::MAX,
+            block: u32::MAX,
+        };
+        Startup {
+            name: name("vmm-linux"),
+            ports: heapless::Vec::from_slice(&[PortsRight {
+                first: 0x3f8,
+                count: 8,
+                slot: 20,
+            }])
+            .unwrap(),
+            guest: Some(GuestStart {
+                name: name("linux"),
+                memory_address: GUEST_ADDRESS,
+                memory_bytes: 256 << 20,
+                frame_slot: 30,
+                frame_count: 128,
+                vcpu_threads: heapless::Vec::from_slice(&[thread; VCPUS_MAX]).unwrap(),
+                kernel: Some(file.clone()),
+                initrd: Some(file),
+                cmdline: "x".repeat(2048).as_str().try_into().unwrap(),
+                built: None,
+            }),
+            ..Startup::default()
+        }
+    }
+
+    #[test]
+    fn the_largest_start_fits_its_pages() {
+        let mut pages = [0; STARTUP_BYTES];
+        write(&full(), &mut pages).unwrap();
+        assert_eq!(read(&pages), Ok(full()));
+    }
+
+    #[test]
+    fn rights_are_found_by_range() {
+        let startup = full();
+        assert_eq!(startup.ports(0x3f8, 8), Some(Cap::new(20)));
+        assert_eq!(startup.ports(0x3ff, 1), Some(Cap::new(20)));
+        assert_eq!(startup.ports(0x3f8, 9), None);
+        assert_eq!(startup.line(4), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+        #[test]
+        fn any_bytes_are_read_without_panic(tail in proptest::collection::vec(any::<u8>(), 0..500)) {
+            let mut bytes = MAGIC.to_le_bytes().to_vec();
+            bytes.extend(tail);
+            let _ = read(&bytes);
+        }
+    }
+}
