@@ -1,0 +1,235 @@
+//! AMD SVM: detection, per-CPU enabling, and the control block of a new vCPU. The state page's
+//! groups are loaded and stored in `groups`, entries and exits are in `run`, the world switch in
+//! `switch`. References are to AMD APM vol. 2, chapter 15 and appendix B.
+
+mod groups;
+mod run;
+mod switch;
+mod vmcb;
+
+use super::area::Area;
+use super::{Features, Outcome, PerCpu, Virt, cpuid_words, fpu};
+use crate::paging::{DIRECT_MAP, IMAGE};
+use core::arch::asm;
+use core::sync::atomic::{AtomicU8, Ordering};
+use microvisor_objects::id::PhysAddr;
+use microvisor_objects::machine::GuestTables;
+use microvisor_vcpu_state::limits::Limits;
+use microvisor_vcpu_state::svm_bitmaps::{IOPM_BYTES, MSRPM_BYTES, msr_map, port};
+use microvisor_vcpu_state::xsave::image_size;
+use microvisor_vcpu_state::sanitise;
+use raw_cpuid::cpuid;
+pub use run::stopped;
+use vmcb::{Vmcb, clean};
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
+use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
+
+/// The implementation for AMD's CPUs.
+pub struct Svm;
+
+const VM_CR: u32 = 0xc001_0114;
+const VM_CR_SVMDIS: u64 = 1 << 4;
+const VM_HSAVE_PA: u32 = 0xc001_0117;
+
+/// The MSR permission map, the same for every vCPU.
+#[repr(C, align(4096))]
+struct MsrMap([u8; MSRPM_BYTES]);
+static MSR_MAP: MsrMap = MsrMap(msr_map());
+
+/// CPUID 8000_000A EDX.
+mod feature {
+    pub const NESTED_PAGING: u32 = 1;
+    pub const NEXT_RIP: u32 = 1 << 3;
+    pub const DECODE_ASSISTS: u32 = 1 << 7;
+}
+
+/// Intercepts, word at offset 0xc.
+mod intercept3 {
+    pub const INTR: u32 = 1;
+    pub const NMI: u32 = 1 << 1;
+    pub const INIT: u32 = 1 << 3;
+    pub const VINTR: u32 = 1 << 4;
+    pub const RDPMC: u32 = 1 << 15;
+    pub const CPUID: u32 = 1 << 18;
+    pub const IRET: u32 = 1 << 20;
+    pub const INVD: u32 = 1 << 22;
+    pub const HLT: u32 = 1 << 24;
+    pub const INVLPGA: u32 = 1 << 26;
+    pub const IOIO: u32 = 1 << 27;
+    pub const MSR: u32 = 1 << 28;
+    pub const TASK_SWITCH: u32 = 1 << 29;
+    pub const FERR_FREEZE: u32 = 1 << 30;
+    pub const SHUTDOWN: u32 = 1 << 31;
+    /// What always exits.
+    pub const ALWAYS: u32 = INTR
+        | NMI
+        | INIT
+        | RDPMC
+        | CPUID
+        | INVD
+        | HLT
+        | INVLPGA
+        | IOIO
+        | MSR
+        | TASK_SWITCH
+        | FERR_FREEZE
+        | SHUTDOWN;
+}
+
+/// Intercepts, word at offset 0x10: VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT (0-6),
+/// WBINVD, MONITOR, MWAIT and its armed form, XSETBV, RDPRU (9-14).
+const INTERCEPT4: u32 = 0x7e7f;
+
+/// Exceptions that exit: #DB and #AC, whose delivery can loop in microcode with interrupts shut
+/// out (CVE-2015-8104, CVE-2015-5307), and #MC, which is the host's.
+const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+
+/// V_INTR_MASKING: RFLAGS.IF and TPR of the guest do not hold back the host's interrupts.
+const V_INTR_MASKING: u64 = 1 << 24;
+
+/// Physical address of something in the image.
+fn physical<T>(of: &'static T) -> u64 {
+    core::ptr::from_ref(of) as u64 - IMAGE
+}
+
+impl Virt for Svm {
+    fn detect() -> Result<Features, &'static str> {
+        let highest = cpuid!(0x8000_0000).eax;
+        if highest < 0x8000_0001 || cpuid!(0x8000_0001).ecx >> 2 & 1 == 0 {
+            return Err("this CPU has no SVM (AMD's hardware virtualisation); in an emulator, choose a model that has");
+        }
+        if highest < 0x8000_000a {
+            return Err("this CPU claims SVM but does not describe it (CPUID leaf 8000000A)");
+        }
+        // SAFETY: the register exists on every CPU with SVM.
+        if unsafe { Msr::new(VM_CR).read() } & VM_CR_SVMDIS != 0 {
+            return Err("SVM is disabled by the firmware (VM_CR.SVMDIS): look for \"SVM\" or \"AMD-V\" in its set-up");
+        }
+        let svm = cpuid!(0x8000_000a);
+        if svm.edx & feature::NESTED_PAGING == 0 {
+            return Err("this CPU's SVM has no nested paging");
+        }
+        if svm.ebx < 2 {
+            return Err("this CPU's SVM has no address-space identifiers for guests");
+        }
+        let words = cpuid_words();
+        if words.ext1_edx >> 20 & 1 == 0 {
+            return Err("this CPU has no NX bit in page tables");
+        }
+        let limits = Limits::new(&words);
+        let image = image_size(limits.xcr0, |component| {
+            let part = cpuid!(0xd, component);
+            (part.ebx, part.eax)
+        });
+        let ext8_ebx = if highest >= 0x8000_0008 { cpuid!(0x8000_0008).ebx } else { 0 };
+        Ok(Features {
+            limits,
+            asids: svm.ebx,
+            next_rip: svm.edx & feature::NEXT_RIP != 0,
+            decode_assists: svm.edx & feature::DECODE_ASSISTS != 0,
+            // RDTSCP or RDPID.
+            tsc_aux: words.ext1_edx >> 27 & 1 != 0 || words.leaf7_ecx >> 22 & 1 != 0,
+            x87_pointers_leak: ext8_ebx >> 2 & 1 == 0,
+            image,
+            tables: GuestTables::Npt,
+        })
+    }
+
+    fn enable(cpu: &PerCpu) -> Result<(), &'static str> {
+        Self::detect()?;
+        let (save, host) = frames(cpu);
+        // SAFETY: the CPU has these features (`detect`). Setting TS makes every use of the FPU
+        // outside `fpu` a fault, which is wanted; `save` and `host` are frames that `setup`
+        // took for this CPU alone. VMSAVE stores what VMLOAD must bring back after each exit.
+        unsafe {
+            let mut cr4 = Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE;
+            if super::features().limits.xcr0 != 0 {
+                cr4 |= Cr4Flags::OSXSAVE;
+            }
+            Cr4::update(|flags| flags.insert(cr4));
+            Cr0::update(|flags| {
+                flags.remove(Cr0Flags::EMULATE_COPROCESSOR);
+                flags.insert(
+                    Cr0Flags::TASK_SWITCHED | Cr0Flags::MONITOR_COPROCESSOR | Cr0Flags::NUMERIC_ERROR,
+                );
+            });
+            Efer::update(|efer| efer.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE));
+            Msr::new(VM_HSAVE_PA).write(save);
+            asm!("vmsave rax", in("rax") host, options(nostack, preserves_flags));
+        }
+        fpu::initialise();
+        Ok(())
+    }
+
+    fn init(area: Area) {
+        let vmcb = Vmcb::of(area);
+        // SAFETY: the three frames after the VMCB are the area's I/O permission map.
+        unsafe { core::ptr::write_bytes(io_map(area), 0xff, IOPM_BYTES) };
+        vmcb.intercept_dr.set(u32::MAX);
+        vmcb.intercept_exceptions.set(EXCEPTIONS);
+        vmcb.intercept3.set(intercept3::ALWAYS);
+        vmcb.intercept4.set(INTERCEPT4);
+        vmcb.iopm_base.set(area.vendor() + microvisor_abi::FRAME);
+        vmcb.msrpm_base.set(physical(&MSR_MAP));
+        vmcb.virtual_interrupt.set(V_INTR_MASKING);
+        vmcb.nested_enable.set(1);
+        vmcb.efer.set(sanitise::EFER_SVME);
+        vmcb.cr0.set(sanitise::cr0::ET);
+        vmcb.rflags.set(2);
+        vmcb.dr6.set(0xffff_0ff0);
+        vmcb.dr7.set(0x400);
+        vmcb.pat.set(0x0007_0406_0007_0406);
+    }
+
+    fn attach(area: Area, root: PhysAddr) {
+        let vmcb = Vmcb::of(area);
+        vmcb.nested_root.set(root.0);
+        vmcb.dirty(clean::NESTED);
+    }
+
+    fn fetch(area: Area, groups: u64) {
+        groups::store(area, groups);
+    }
+
+    fn grant_ports(area: Area, first: u16, count: u32) {
+        let end = (u32::from(first) + count).min(0x1_0000);
+        for number in u32::from(first)..end {
+            let (byte, mask) = port(number as u16);
+            // SAFETY: `port` answers an offset below 8 KiB of the 12 KiB map; atomic, because
+            // the CPU may be reading the map for a guest.
+            let byte = unsafe { &*io_map(area).add(byte).cast::<AtomicU8>() };
+            byte.fetch_and(!mask, Ordering::Relaxed);
+        }
+    }
+
+    fn own_debug_registers(area: Area) {
+        groups::own_debug_registers(area, Vmcb::of(area));
+    }
+
+    fn guard_debug_registers(area: Area) {
+        let vmcb = Vmcb::of(area);
+        vmcb.intercept_dr.set(u32::MAX);
+        vmcb.dirty(clean::INTERCEPTS);
+    }
+
+    #[inline]
+    fn breakpoints_enabled(area: Area) -> bool {
+        sanitise::dr7_enables(Vmcb::of(area).dr7.get())
+    }
+
+    #[inline(always)]
+    fn run(cpu: &PerCpu, area: Area, epoch: u64, again: bool) -> Outcome {
+        run::run(cpu, area, epoch, again)
+    }
+}
+
+/// Physical addresses of a CPU's host save area and of the VMCB that holds the host's segments.
+#[inline(always)]
+fn frames(cpu: &PerCpu) -> (u64, u64) {
+    (cpu.frames, cpu.frames + microvisor_abi::FRAME)
+}
+
+/// A vCPU's I/O permission map.
+fn io_map(area: Area) -> *mut u8 {
+    (DIRECT_MAP + area.vendor() + microvisor_abi::FRAME) as *mut u8
+}
