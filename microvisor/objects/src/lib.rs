@@ -15,6 +15,8 @@
 pub mod arena;
 pub mod boot;
 pub mod cap_space;
+#[cfg(debug_assertions)]
+pub mod check;
 pub mod endpoint;
 pub mod id;
 pub mod interrupt;

@@ -187,7 +187,11 @@ impl World {
 
     /// Status and result words in a thread's registers.
     pub fn results(&self, thread: Ref<Thread>) -> (Status, [u64; 6]) {
-        let r = &self.kernel.arena.get(thread).expect("thread").regs;
+        // A thread may have deleted itself.
+        let Some(t) = self.kernel.arena.get(thread) else {
+            return (Status::Aborted, [0; 6]);
+        };
+        let r = &t.regs;
         let status = Status::from_raw(r.rax).unwrap_or(Status::InvalidCall);
         (status, [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9])
     }
