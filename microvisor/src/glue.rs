@@ -1,0 +1,386 @@
+//! From kernel entries to the objects and on to whatever runs next: a thread in user mode, a
+//! thread inside its guest, or nothing. Called by the stubs in `trap`; returning from here means
+//! going to user mode with the thread that is current then.
+//!
+//! Running a vCPU takes no lock: the object code's rules for that are in its `vcpu` module. Every
+//! point where this CPU answers another's flush (waiting for the lock, or after an interrupt) ends
+//! the validity of what was looked up without the lock, so the loop below looks it up again.
+
+use crate::cpu::{self, Cpu};
+use crate::hardware::{self, Hardware};
+use crate::lock::{Guard, KernelLock, Once};
+use crate::paging::DIRECT_MAP;
+use crate::ring::Kind;
+use crate::virt::{self, Outcome, RunArgs};
+use crate::{apic, ioapic, logger, smp, start, time, trap};
+use microvisor_abi::archive::Archive;
+use microvisor_abi::boot::{Info, MEMORIES, MemoryRange, feature};
+use microvisor_abi::thread::Registers;
+use microvisor_abi::{Call, FRAME, Status};
+use microvisor_objects::boot::Resources;
+use microvisor_objects::vcpu::Vcpu;
+use microvisor_objects::{Arena, Config, Kernel, PhysAddr, Ref, Thread};
+
+/// The object graph. Guarded by its lock: everything but what `ARENA`'s users say.
+static KERNEL: KernelLock<Kernel<Hardware>> = KernelLock::new(Kernel::empty(Hardware));
+/// The same arena, for looking objects up without the lock.
+static ARENA: Once<Arena> = Once::new(Arena::empty());
+
+/// A thread's time slice in milliseconds.
+const SLICE_MS: u64 = 10;
+
+/// A system call of the current thread, whose registers are saved at `regs`.
+pub extern "C" fn system_call(regs: *mut Registers) {
+    // SAFETY: the stub passes the current thread's registers, which live as long as it is current.
+    let (number, first) = unsafe { ((*regs).rax, (*regs).rdi) };
+    cpu::trace(Kind::Call, number, first);
+    if number == Call::VcpuRun as u64 {
+        return vcpu_run(regs, first);
+    }
+    let mut kernel = KERNEL.lock();
+    kernel.syscall();
+    proceed(kernel);
+}
+
+/// An exception or interrupt in user mode.
+pub extern "C" fn trap(vector: u64, error: u64) {
+    if vector >= 32 {
+        cpu::trace(Kind::Interrupt, vector, 0);
+        interrupt(vector as u8);
+        return;
+    }
+    let address: u64;
+    // SAFETY: reads CR2.
+    unsafe { core::arch::asm!("mov {}, cr2", out(reg) address, options(nomem, nostack)) };
+    // SAFETY: the stub saved the current thread's registers.
+    cpu::trace(Kind::Fault, vector, unsafe {
+        (*(*cpu::this()).current_regs).rip
+    });
+    let mut kernel = KERNEL.lock();
+    kernel.fault(vector as u8, error, address);
+    proceed(kernel);
+}
+
+/// Handles an interrupt, then goes on.
+fn interrupt(vector: u8) {
+    proceed(accept(vector));
+}
+
+/// Handles an interrupt; the lock is held afterwards.
+fn accept(vector: u8) -> Guard<'static, Kernel<Hardware>> {
+    const LINES: core::ops::Range<u8> = apic::VECTOR_LINES..apic::VECTOR_LINES + 16;
+    match vector {
+        apic::VECTOR_SPURIOUS => KERNEL.lock(),
+        apic::VECTOR_TIMER => {
+            apic::end_of_interrupt();
+            let this = cpu::this();
+            // SAFETY: this CPU's own fields.
+            let index = unsafe {
+                (*this).armed = u64::MAX;
+                (*this).index
+            };
+            let mut kernel = KERNEL.lock();
+            kernel.timer(index);
+            kernel
+        }
+        line if LINES.contains(&line) => {
+            let line = u32::from(line - apic::VECTOR_LINES);
+            let mut kernel = KERNEL.lock();
+            if ioapic::arrived(line) {
+                kernel.line(line);
+            }
+            // After a level-triggered line was masked.
+            apic::end_of_interrupt();
+            kernel
+        }
+        _ => {
+            apic::end_of_interrupt();
+            hardware::answer();
+            KERNEL.lock()
+        }
+    }
+}
+
+/// Lets the objects decide what runs, and runs it until that is a thread in user mode.
+fn proceed(mut kernel: Guard<'static, Kernel<Hardware>>) {
+    loop {
+        let this = cpu::this();
+        // SAFETY: this CPU's own fields; the arena's rules hold under the lock.
+        let (next, wanted) = unsafe {
+            let index = (*this).index;
+            let next = kernel.reschedule(index);
+            if next != (*this).thread || (*this).root == cpu::core_root() {
+                switch(&mut *this, &mut kernel, next);
+            }
+            (next, kernel.deadline(index))
+        };
+        drop(kernel);
+        arm(wanted);
+        kernel = if next.is_null() {
+            idle()
+        } else {
+            let vcpu = thread_vcpu(next);
+            if vcpu.is_null() {
+                return;
+            }
+            match run_guest(next, vcpu, true) {
+                None => return,
+                Some(kernel) => kernel,
+            }
+        };
+    }
+}
+
+/// Waits for an interrupt and handles it.
+fn idle() -> Guard<'static, Kernel<Hardware>> {
+    cpu::trace(Kind::Idle, 0, 0);
+    loop {
+        if let Some(vector) = trap::wait_for_interrupt() {
+            cpu::trace(Kind::Interrupt, vector.into(), 2);
+            return accept(vector);
+        }
+    }
+}
+
+/// Makes the timer interrupt at `deadline` or before.
+#[inline(always)]
+fn arm(deadline: u64) {
+    let this = cpu::this();
+    // SAFETY: this CPU's own field. An earlier interrupt than wanted does no harm: what is due is
+    // looked at then, and the timer armed anew.
+    unsafe {
+        if deadline < (*this).armed {
+            (*this).armed = deadline;
+            apic::arm(deadline);
+        }
+    }
+}
+
+/// Makes `next` the thread of this CPU: registers, address space, ports, FPU.
+fn switch(this: &mut Cpu, kernel: &mut Kernel<Hardware>, next: Ref<Thread>) {
+    this.thread = next;
+    let Some(thread) = kernel.arena.get(next) else {
+        // Idle: nothing of the last thread stays loaded, so that its space can go.
+        hardware::switch_root(cpu::core_root());
+        return;
+    };
+    this.current_regs = (&raw const thread.regs).cast_mut();
+    this.descriptors.set_ports(&thread.ports);
+    let root = kernel
+        .space_root(next)
+        .map_or(cpu::core_root(), |root| root.0);
+    hardware::switch_root(root);
+    if this.last != next {
+        this.last = next;
+        virt::release();
+        trap::clear_selectors();
+    }
+    cpu::trace(Kind::Switch, next.addr().0, root);
+}
+
+/// Port ranges of a thread changed: looks again at those of the current one. Part of a flush, so
+/// the kernel lock is held, here or by the CPU that waits for this one.
+pub fn refresh_ports() {
+    let this = cpu::this();
+    let arena = *ARENA.get();
+    // SAFETY: this CPU's own fields; while the thread is alive its ports can be read, and nobody
+    // changes them during a flush. No reference to the descriptors is held during a flush.
+    unsafe {
+        let thread = (*this).thread;
+        if arena.alive(thread) {
+            let thread = arena.pointer(thread.addr()).cast::<Thread>();
+            let ports = (&raw const (*thread).ports).read_volatile();
+            (*this).descriptors.set_ports(&ports);
+        }
+    }
+}
+
+/// The vCPU that a thread of this CPU is in the middle of running.
+fn thread_vcpu(thread: Ref<Thread>) -> Ref<Vcpu> {
+    let arena = *ARENA.get();
+    let thread = arena.pointer(thread.addr()).cast::<Thread>();
+    // SAFETY: the thread is this CPU's current one, so it is alive until this CPU answers a flush;
+    // only this CPU writes the field.
+    unsafe { (&raw const (*thread).vcpu).read_volatile() }
+}
+
+fn set_thread_vcpu(thread: Ref<Thread>, vcpu: Ref<Vcpu>) {
+    let arena = *ARENA.get();
+    let thread = arena.pointer(thread.addr()).cast::<Thread>();
+    // SAFETY: as in `thread_vcpu`; other CPUs only read this word.
+    unsafe { (&raw mut (*thread).vcpu).write_volatile(vcpu) }
+}
+
+/// `VcpuRun`, without the lock.
+fn vcpu_run(regs: *mut Registers, slot: u64) {
+    let this = cpu::this();
+    // SAFETY: this CPU's own fields; `regs` are the current thread's.
+    unsafe {
+        let thread = (*this).thread;
+        let begun = match u32::try_from(slot) {
+            Ok(slot) => ARENA.get().vcpu_begin(thread, slot, (*this).index),
+            Err(_) => Err(Status::InvalidCap),
+        };
+        match begun {
+            Ok(vcpu) => {
+                set_thread_vcpu(thread, vcpu);
+                if let Some(kernel) = run_guest(thread, vcpu, false) {
+                    proceed(kernel);
+                }
+            }
+            Err(status) => (*regs).rax = status as u64,
+        }
+    }
+}
+
+/// Runs a vCPU on the current thread, until its VMM has to act (`None`: back to user mode) or the
+/// host has (the lock is held then, and the run goes on when the thread is next chosen).
+fn run_guest(
+    thread: Ref<Thread>,
+    vcpu: Ref<Vcpu>,
+    again: bool,
+) -> Option<Guard<'static, Kernel<Hardware>>> {
+    let arena = ARENA.get();
+    loop {
+        if !arena.alive(vcpu) {
+            return finish_run(thread, vcpu, Status::Aborted);
+        }
+        let deadline = virt::deadline(vcpu.area());
+        arm(deadline);
+        let args = RunArgs {
+            vcpu: vcpu.area(),
+            epoch: arena.vcpu_epoch(vcpu),
+            deadline,
+            again,
+        };
+        match virt::run(&args, || arena.vcpu_wanted(vcpu)) {
+            Outcome::Exited => return finish_run(thread, vcpu, Status::Ok),
+            Outcome::HostEvent => {
+                if let Some(vector) = trap::collect_interrupt() {
+                    cpu::trace(Kind::Interrupt, vector.into(), 1);
+                    return Some(accept(vector));
+                }
+                // What woke the CPU is gone again; the thread's turn may still be over.
+                return Some(KERNEL.lock());
+            }
+            // Its registers are in a CPU where it ran before.
+            Outcome::Elsewhere(other) => hardware::release_on(other),
+        }
+    }
+}
+
+fn finish_run(
+    thread: Ref<Thread>,
+    vcpu: Ref<Vcpu>,
+    status: Status,
+) -> Option<Guard<'static, Kernel<Hardware>>> {
+    set_thread_vcpu(thread, Ref::NULL);
+    ARENA.get().vcpu_end(vcpu);
+    // SAFETY: the current thread's registers.
+    unsafe { (*(*cpu::this()).current_regs).rax = status as u64 };
+    None
+}
+
+/// Begins to schedule on this CPU; `smp::release` was called.
+pub fn start_cpu() -> ! {
+    hardware::join_flushes();
+    proceed(KERNEL.lock());
+    // SAFETY: `proceed` returned with a current thread; nothing on this stack is needed.
+    unsafe { trap::exit_to_user() }
+}
+
+/// Creates root and lets every CPU begin.
+pub fn boot(machine: start::Machine) -> ! {
+    let table = (DIRECT_MAP + machine.frame_table) as *mut u32;
+    // SAFETY: the direct map shows all RAM for ever, and the core keeps no references into what it
+    // gives to root; the table was taken zeroed, of this size.
+    let arena = unsafe { Arena::new(DIRECT_MAP as *mut u8, table, machine.ram_end / FRAME) };
+    // SAFETY: other CPUs wait for `smp::release`.
+    unsafe { ARENA.set(arena) };
+
+    let mut memories = [MemoryRange::default(); MEMORIES];
+    let mut count = 0;
+    let ranges = machine.free.iter().map(|range| (range, 0));
+    for ((start, end), device) in ranges.chain(machine.devices.iter().map(|range| (range, 1))) {
+        let Some(memory) = memories.get_mut(count) else {
+            log::warn!("memory {start:#x}-{end:#x} is not used: too many ranges");
+            continue;
+        };
+        *memory = MemoryRange {
+            base: start,
+            frames: (end - start) / FRAME,
+            slot: 0,
+            device,
+        };
+        count += 1;
+    }
+    let bytes = start::archive_bytes(machine.archive, machine.archive_bytes);
+    let archive = Archive::parse(bytes).unwrap_or_else(|why| panic!("boot archive: {why:?}"));
+    let features = [
+        (virt::available(), feature::VIRTUALISATION),
+        (virt::is_svm(), feature::SVM),
+        (time::invariant_tsc(), feature::INVARIANT_TSC),
+    ];
+    let info = Info {
+        tsc_khz: time::tsc_khz(),
+        features: features
+            .iter()
+            .filter(|(has, _)| *has)
+            .map(|(_, bit)| bit)
+            .sum(),
+        rsdp: machine.rsdp,
+        boot_tsc: machine.boot_tsc,
+        wall_seconds: time::wall_seconds().unwrap_or(0),
+        wall_tsc: time::now(),
+        ..EMPTY_INFO
+    };
+    let mut kernel = KERNEL.lock();
+    kernel.init(
+        arena,
+        Config {
+            cpus: cpu::count(),
+            slice: time::tsc_khz() * SLICE_MS,
+            core_root: PhysAddr(cpu::core_root()),
+            vcpu_frames: virt::area_frames() as u64,
+        },
+    );
+    let created = kernel.boot(Resources {
+        memories: &mut memories[..count],
+        archive,
+        archive_base: PhysAddr(machine.archive),
+        log_base: PhysAddr(machine.rings),
+        info,
+    });
+    if let Err(why) = created {
+        panic!("root cannot be started: {why:?}");
+    }
+    drop(kernel);
+    log::info!("starting root");
+    logger::give_up_serial();
+    smp::release();
+    start_cpu()
+}
+
+const EMPTY_INFO: Info = Info {
+    magic: 0,
+    tsc_khz: 0,
+    cpus: 0,
+    features: 0,
+    archive_slot: 0,
+    archive_frames: 0,
+    archive_bytes: 0,
+    free_slot: 0,
+    slots: 0,
+    rsdp: 0,
+    boot_tsc: 0,
+    memory_count: 0,
+    object_frames: [0; 16],
+    memories: [MemoryRange {
+        base: 0,
+        frames: 0,
+        slot: 0,
+        device: 0,
+    }; MEMORIES],
+    wall_seconds: 0,
+    wall_tsc: 0,
+};

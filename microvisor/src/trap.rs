@@ -1,0 +1,473 @@
+//! Entry from user mode and back: system calls, exceptions, interrupts.
+//!
+//! The core is never preempted: interrupts are off in kernel mode, and a CPU has one stack. The
+//! user's registers go straight into the current thread's `Registers` and come from there; the
+//! Rust handlers may change which thread that is. The one exception is a window that
+//! `collect_interrupt` opens: an interrupt in it is noted, and the code goes on.
+
+use crate::cpu::Cpu;
+use crate::descriptor::{KERNEL_CODE, USER_CODE, USER_DATA};
+use core::arch::{asm, global_asm, naked_asm};
+use core::mem::offset_of;
+use microvisor_abi::thread::Registers;
+use x86_64::VirtAddr;
+use x86_64::instructions::tables::lidt;
+use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
+use x86_64::structures::DescriptorTablePointer;
+
+/// Bytes of one interrupt stub.
+const STUB_BYTES: u64 = 16;
+
+const STAR: u32 = 0xc000_0081;
+const LSTAR: u32 = 0xc000_0082;
+const CSTAR: u32 = 0xc000_0083;
+const FMASK: u32 = 0xc000_0084;
+/// Flags that a system call clears: TF, IF, DF, IOPL, NT, RF, AC.
+const CALL_CLEARS: u64 = 0x5_7700;
+
+/// `SYSCALL` lands here. Every user register is saved, since the call may end on another thread.
+/// `rcx` and `r11` are lost to the instruction; saved as copies of `rip` and `rflags`, they tell
+/// the way out that `SYSRET` restores this thread.
+#[unsafe(naked)]
+unsafe extern "C" fn syscall_entry() {
+    naked_asm!(
+        "swapgs",
+        "mov gs:[{scratch}], rsp",
+        "mov rsp, gs:[{current}]",
+        "mov [rsp + {rax}], rax",
+        "mov [rsp + {rbx}], rbx",
+        "mov [rsp + {rcx}], rcx",
+        "mov [rsp + {rdx}], rdx",
+        "mov [rsp + {rsi}], rsi",
+        "mov [rsp + {rdi}], rdi",
+        "mov [rsp + {rbp}], rbp",
+        "mov [rsp + {r8}], r8",
+        "mov [rsp + {r9}], r9",
+        "mov [rsp + {r10}], r10",
+        "mov [rsp + {r11}], r11",
+        "mov [rsp + {r12}], r12",
+        "mov [rsp + {r13}], r13",
+        "mov [rsp + {r14}], r14",
+        "mov [rsp + {r15}], r15",
+        "mov [rsp + {rip}], rcx",
+        "mov [rsp + {rflags}], r11",
+        "mov rdi, gs:[{scratch}]",
+        "mov [rsp + {rsp}], rdi",
+        "mov rdi, rsp",
+        "mov rsp, gs:[{stack}]",
+        "xor ebp, ebp",
+        "call {handler}",
+        "jmp {exit}",
+        scratch = const offset_of!(Cpu, scratch),
+        current = const offset_of!(Cpu, current_regs),
+        stack = const offset_of!(Cpu, stack_top),
+        rax = const offset_of!(Registers, rax),
+        rbx = const offset_of!(Registers, rbx),
+        rcx = const offset_of!(Registers, rcx),
+        rdx = const offset_of!(Registers, rdx),
+        rsi = const offset_of!(Registers, rsi),
+        rdi = const offset_of!(Registers, rdi),
+        rbp = const offset_of!(Registers, rbp),
+        r8 = const offset_of!(Registers, r8),
+        r9 = const offset_of!(Registers, r9),
+        r10 = const offset_of!(Registers, r10),
+        r11 = const offset_of!(Registers, r11),
+        r12 = const offset_of!(Registers, r12),
+        r13 = const offset_of!(Registers, r13),
+        r14 = const offset_of!(Registers, r14),
+        r15 = const offset_of!(Registers, r15),
+        rip = const offset_of!(Registers, rip),
+        rsp = const offset_of!(Registers, rsp),
+        rflags = const offset_of!(Registers, rflags),
+        handler = sym crate::glue::system_call,
+        exit = sym exit_to_user,
+    )
+}
+
+/// Loads the current thread's registers and goes to user mode: by `SYSRET` if the thread came by
+/// `SYSCALL`, else by `IRET`. An instruction pointer outside the user half never gets there
+/// (`SYSRET` to a non-canonical address would fault in kernel mode, Intel SDM vol. 2, SYSRET).
+///
+/// # Safety
+/// On this CPU's stack, with nothing on it that is still needed; `current_regs` is valid.
+#[unsafe(naked)]
+pub unsafe extern "C" fn exit_to_user() -> ! {
+    naked_asm!(
+        "mov rdi, gs:[{current}]",
+        "mov rcx, [rdi + {rip}]",
+        "mov rax, rcx",
+        "shr rax, 47",
+        "jnz 3f",
+        "mov r11, [rdi + {rflags}]",
+        "cmp rcx, [rdi + {rcx}]",
+        "jne 2f",
+        "cmp r11, [rdi + {r11}]",
+        "jne 2f",
+        "mov rax, [rdi + {rax}]",
+        "mov rbx, [rdi + {rbx}]",
+        "mov rdx, [rdi + {rdx}]",
+        "mov rsi, [rdi + {rsi}]",
+        "mov rbp, [rdi + {rbp}]",
+        "mov r8, [rdi + {r8}]",
+        "mov r9, [rdi + {r9}]",
+        "mov r10, [rdi + {r10}]",
+        "mov r12, [rdi + {r12}]",
+        "mov r13, [rdi + {r13}]",
+        "mov r14, [rdi + {r14}]",
+        "mov r15, [rdi + {r15}]",
+        "mov rsp, [rdi + {rsp}]",
+        "mov rdi, [rdi + {rdi}]",
+        "swapgs",
+        "sysretq",
+        "2:",
+        "mov rsp, gs:[{stack}]",
+        "push {ss}",
+        "push qword ptr [rdi + {rsp}]",
+        "push r11",
+        "push {cs}",
+        "push rcx",
+        "mov rax, [rdi + {rax}]",
+        "mov rbx, [rdi + {rbx}]",
+        "mov rcx, [rdi + {rcx}]",
+        "mov rdx, [rdi + {rdx}]",
+        "mov rsi, [rdi + {rsi}]",
+        "mov rbp, [rdi + {rbp}]",
+        "mov r8, [rdi + {r8}]",
+        "mov r9, [rdi + {r9}]",
+        "mov r10, [rdi + {r10}]",
+        "mov r11, [rdi + {r11}]",
+        "mov r12, [rdi + {r12}]",
+        "mov r13, [rdi + {r13}]",
+        "mov r14, [rdi + {r14}]",
+        "mov r15, [rdi + {r15}]",
+        "mov rdi, [rdi + {rdi}]",
+        "swapgs",
+        "iretq",
+        "3:",
+        "mov rsp, gs:[{stack}]",
+        "mov edi, 13",
+        "xor esi, esi",
+        "xor ebp, ebp",
+        "call {trap}",
+        "jmp {exit}",
+        current = const offset_of!(Cpu, current_regs),
+        stack = const offset_of!(Cpu, stack_top),
+        rax = const offset_of!(Registers, rax),
+        rbx = const offset_of!(Registers, rbx),
+        rcx = const offset_of!(Registers, rcx),
+        rdx = const offset_of!(Registers, rdx),
+        rsi = const offset_of!(Registers, rsi),
+        rdi = const offset_of!(Registers, rdi),
+        rbp = const offset_of!(Registers, rbp),
+        r8 = const offset_of!(Registers, r8),
+        r9 = const offset_of!(Registers, r9),
+        r10 = const offset_of!(Registers, r10),
+        r11 = const offset_of!(Registers, r11),
+        r12 = const offset_of!(Registers, r12),
+        r13 = const offset_of!(Registers, r13),
+        r14 = const offset_of!(Registers, r14),
+        r15 = const offset_of!(Registers, r15),
+        rip = const offset_of!(Registers, rip),
+        rsp = const offset_of!(Registers, rsp),
+        rflags = const offset_of!(Registers, rflags),
+        cs = const USER_CODE,
+        ss = const USER_DATA,
+        trap = sym crate::glue::trap,
+        exit = sym exit_to_user,
+    )
+}
+
+// One stub per vector, [`STUB_BYTES`] apart: error code (or 0) and vector go on the stack. Vectors
+// with an error code: 8, 10-14, 17, 21, 29, 30 (Intel SDM vol. 3, 6.15; AMD APM vol. 2, 8.2). The
+// vector is pushed by opcode, because the assembler would take the symbol for an address.
+global_asm!(
+    r#"
+    .section .text.trap_stubs, "ax"
+    .balign 16
+    .global trap_stubs
+trap_stubs:
+    .set vector, 0
+    .rept 256
+    .balign 16
+    .if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30)
+    .else
+    push 0
+    .endif
+    .byte 0x68
+    .long vector
+    jmp {common}
+    .set vector, vector + 1
+    .endr
+    .text
+    "#,
+    common = sym common,
+);
+
+/// Stack on entry: vector, error code, rip, cs, rflags, rsp, ss.
+#[unsafe(naked)]
+unsafe extern "C" fn common() {
+    naked_asm!(
+        "cld",
+        "test byte ptr [rsp + 24], 3",
+        "jz 2f",
+        // The emergency vectors come on stacks of their own; they do not return.
+        "swapgs",
+        "push rax",
+        "mov rax, gs:[{current}]",
+        "mov [rax + {rbx}], rbx",
+        "mov [rax + {rcx}], rcx",
+        "mov [rax + {rdx}], rdx",
+        "mov [rax + {rsi}], rsi",
+        "mov [rax + {rdi}], rdi",
+        "mov [rax + {rbp}], rbp",
+        "mov [rax + {r8}], r8",
+        "mov [rax + {r9}], r9",
+        "mov [rax + {r10}], r10",
+        "mov [rax + {r11}], r11",
+        "mov [rax + {r12}], r12",
+        "mov [rax + {r13}], r13",
+        "mov [rax + {r14}], r14",
+        "mov [rax + {r15}], r15",
+        "pop rbx",
+        "mov [rax + {rax}], rbx",
+        "mov rdi, [rsp]",
+        "mov rsi, [rsp + 8]",
+        "mov rbx, [rsp + 16]",
+        "mov [rax + {rip}], rbx",
+        "mov rbx, [rsp + 32]",
+        "mov [rax + {rflags}], rbx",
+        "mov rbx, [rsp + 40]",
+        "mov [rax + {rsp}], rbx",
+        "mov rsp, gs:[{stack}]",
+        "xor ebp, ebp",
+        "call {trap}",
+        "jmp {exit}",
+        // From kernel mode: an interrupt that was asked for, or the end.
+        "2:",
+        "cmp qword ptr [rsp], 32",
+        "jb 3f",
+        "cmp qword ptr gs:[{collecting}], 0",
+        "je 3f",
+        "push rax",
+        "mov rax, [rsp + 8]",
+        "mov gs:[{collected}], rax",
+        "mov qword ptr gs:[{collecting}], 0",
+        "and dword ptr [rsp + 40], ~0x200",
+        "pop rax",
+        "add rsp, 16",
+        "iretq",
+        "3:",
+        "jmp {fatal}",
+        current = const offset_of!(Cpu, current_regs),
+        stack = const offset_of!(Cpu, stack_top),
+        collecting = const offset_of!(Cpu, collecting),
+        collected = const offset_of!(Cpu, collected),
+        rax = const offset_of!(Registers, rax),
+        rbx = const offset_of!(Registers, rbx),
+        rcx = const offset_of!(Registers, rcx),
+        rdx = const offset_of!(Registers, rdx),
+        rsi = const offset_of!(Registers, rsi),
+        rdi = const offset_of!(Registers, rdi),
+        rbp = const offset_of!(Registers, rbp),
+        r8 = const offset_of!(Registers, r8),
+        r9 = const offset_of!(Registers, r9),
+        r10 = const offset_of!(Registers, r10),
+        r11 = const offset_of!(Registers, r11),
+        r12 = const offset_of!(Registers, r12),
+        r13 = const offset_of!(Registers, r13),
+        r14 = const offset_of!(Registers, r14),
+        r15 = const offset_of!(Registers, r15),
+        rip = const offset_of!(Registers, rip),
+        rsp = const offset_of!(Registers, rsp),
+        rflags = const offset_of!(Registers, rflags),
+        trap = sym crate::glue::trap,
+        exit = sym exit_to_user,
+        fatal = sym fatal,
+    )
+}
+
+/// NMI, double fault and machine check: the core stops, wherever they come from. Which GS base is
+/// loaded is not known, so it is looked at (`IA32_GS_BASE`; the core's is in the upper half).
+#[unsafe(naked)]
+unsafe extern "C" fn fatal() {
+    naked_asm!(
+        "push qword ptr [rsp + 32]", // rflags
+        "push qword ptr [rsp + 48]", // rsp: one push deeper
+        "push qword ptr [rsp + 32]", // rip: two pushes deeper
+        "push r15",
+        "push r14",
+        "push r13",
+        "push r12",
+        "push r11",
+        "push r10",
+        "push r9",
+        "push r8",
+        "push rbp",
+        "push rdi",
+        "push rsi",
+        "push rdx",
+        "push rcx",
+        "push rbx",
+        "push rax",
+        "mov ecx, 0xc0000101",
+        "rdmsr",
+        "test edx, edx",
+        "js 2f",
+        "swapgs",
+        "2:",
+        "mov rdi, rsp",
+        "mov rsi, [rsp + 144]",
+        "mov rdx, [rsp + 152]",
+        "and rsp, -16",
+        "call {stop}",
+        "ud2",
+        stop = sym crate::panic::exception,
+    )
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn nmi() {
+    naked_asm!("push 0", "push 2", "cld", "jmp {}", sym fatal)
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn double_fault() {
+    naked_asm!("push 8", "cld", "jmp {}", sym fatal)
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn machine_check() {
+    naked_asm!("push 0", "push 18", "cld", "jmp {}", sym fatal)
+}
+
+#[repr(C, align(16))]
+struct Idt([[u64; 2]; 256]);
+
+static IDT: crate::lock::Once<Idt> = crate::lock::Once::new(Idt([[0; 2]; 256]));
+
+/// Builds the IDT, shared by all CPUs. Boot CPU, once.
+pub fn build_idt() {
+    unsafe extern "C" {
+        static trap_stubs: u8;
+    }
+    let mut idt = Idt([[0; 2]; 256]);
+    for (vector, gate) in idt.0.iter_mut().enumerate() {
+        let (handler, ist) = match vector {
+            2 => (nmi as *const () as u64, 1),
+            8 => (double_fault as *const () as u64, 2),
+            18 => (machine_check as *const () as u64, 3),
+            _ => (&raw const trap_stubs as u64 + vector as u64 * STUB_BYTES, 0),
+        };
+        // Interrupt gate, DPL 0 (Intel SDM vol. 3, figure 7-8).
+        gate[0] = handler & 0xffff
+            | u64::from(KERNEL_CODE) << 16
+            | ist << 32
+            | 0x8e << 40
+            | (handler >> 16 & 0xffff) << 48;
+        gate[1] = handler >> 32;
+    }
+    // SAFETY: only the boot CPU runs yet.
+    unsafe { IDT.set(idt) };
+}
+
+/// Loads the IDT and the system call registers on this CPU.
+pub fn activate() {
+    let idt = IDT.get();
+    // SAFETY: the table is complete and stays; the MSRs name the entry stub and the segments of
+    // `descriptor`, whose order SYSCALL and SYSRET assume.
+    unsafe {
+        lidt(&DescriptorTablePointer {
+            limit: size_of::<Idt>() as u16 - 1,
+            base: VirtAddr::new_truncate(idt.0.as_ptr() as u64),
+        });
+        Msr::new(STAR).write(u64::from(KERNEL_CODE) << 32 | u64::from(USER_DATA - 8) << 48);
+        Msr::new(LSTAR).write(syscall_entry as *const () as u64);
+        // Compatibility mode has no segment to run in; the entry is never reached.
+        Msr::new(CSTAR).write(0);
+        Msr::new(FMASK).write(CALL_CLEARS);
+        Efer::update(|efer| efer.insert(EferFlags::SYSTEM_CALL_EXTENSIONS));
+    }
+}
+
+/// Takes one pending interrupt, if there is one, without sleeping: its vector.
+#[inline]
+pub fn collect_interrupt() -> Option<u8> {
+    // SAFETY: `collecting` makes the stub note the vector and return with interrupts off; the
+    // interrupt shadow of STI covers the NOP only, so a pending interrupt comes before CLI ends.
+    unsafe {
+        asm!(
+            "mov qword ptr gs:[{collected}], 0",
+            "mov qword ptr gs:[{collecting}], 1",
+            "sti",
+            "nop",
+            "nop",
+            "cli",
+            "mov qword ptr gs:[{collecting}], 0",
+            collected = const offset_of!(Cpu, collected),
+            collecting = const offset_of!(Cpu, collecting),
+        );
+    }
+    collected()
+}
+
+/// Sleeps until an interrupt comes; its vector. `None` for a wake-up without one.
+pub fn wait_for_interrupt() -> Option<u8> {
+    // SAFETY: as above; STI's shadow makes STI and HLT one step.
+    unsafe {
+        asm!(
+            "mov qword ptr gs:[{collected}], 0",
+            "mov qword ptr gs:[{collecting}], 1",
+            "sti",
+            "hlt",
+            "cli",
+            "mov qword ptr gs:[{collecting}], 0",
+            collected = const offset_of!(Cpu, collected),
+            collecting = const offset_of!(Cpu, collecting),
+        );
+    }
+    collected()
+}
+
+/// Clears data segment selectors that a thread loaded, so that the next does not find them. User
+/// code has no other segments than null and flat ones.
+#[inline(always)]
+pub fn clear_selectors() {
+    let any: u32;
+    // SAFETY: reads selectors.
+    unsafe {
+        asm!(
+            "mov {0:e}, ds",
+            "mov {1:e}, es",
+            "or {0:e}, {1:e}",
+            "mov {1:e}, fs",
+            "or {0:e}, {1:e}",
+            "mov {1:e}, gs",
+            "or {0:e}, {1:e}",
+            out(reg) any,
+            out(reg) _,
+            options(nomem, nostack),
+        );
+    }
+    if any != 0 {
+        // SAFETY: null selectors are valid in 64-bit mode; the core uses none of them but GS, whose
+        // base is the user's between the two SWAPGS. Interrupts are off.
+        unsafe {
+            asm!(
+                "mov ds, {0:e}",
+                "mov es, {0:e}",
+                "mov fs, {0:e}",
+                "swapgs",
+                "mov gs, {0:e}",
+                "swapgs",
+                in(reg) 0,
+                options(nostack),
+            );
+        }
+    }
+}
+
+fn collected() -> Option<u8> {
+    // SAFETY: this CPU's own field; interrupts are off.
+    let vector = unsafe { (&raw const (*crate::cpu::this()).collected).read_volatile() };
+    (vector != 0).then_some(vector as u8)
+}
