@@ -1,3 +1,43 @@
-//! stub
+//! A guest that measures what a Xen PVH guest pays for exits, hypercalls and events.
+//!
+//! One ELF that starts at its PVH entry point and runs unmodified on microvisor, on Xen, and
+//! (with fewer rows) directly in QEMU. It prints the lines of [`measure`], `BENCH done guest`
+//! last, and powers off. It uses one vCPU, 4 MiB of memory, no interrupts.
 #![no_std]
 #![no_main]
+
+mod boot;
+mod cpu;
+mod output;
+mod rows;
+mod trap;
+mod xen;
+
+use measure::Line;
+use output::{Output, say};
+
+/// First Rust code; `boot` calls it in 64-bit mode with 4 GiB mapped.
+extern "C" fn main() -> ! {
+    trap::install();
+    let output = Output::find();
+    rows::Bench::new(&output).all();
+    say!(output, "{}", Line::Done("guest"));
+    end(&output)
+}
+
+/// Powers off. Without Xen there is QEMU's isa-debug-exit, if it is configured (port 0xf4).
+fn end(output: &Output) -> ! {
+    match output {
+        Output::Ring(xen, ..) | Output::Hypercall(xen) => xen.power_off(),
+        // SAFETY: the device ends the emulator; without it, nothing is behind the port.
+        Output::Serial => unsafe { cpu::out_byte(0xf4, 0) },
+    }
+    cpu::halt()
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    let output = Output::find();
+    say!(output, "bench-guest: {info}");
+    end(&output)
+}
