@@ -1,3 +1,2 @@
-//! stub
-#![no_std]
-#![no_main]
+//! Runs only on the microvisor.
+fn main() {}
