@@ -64,7 +64,8 @@ impl Header {
     /// Notes which CPU's registers hold it; `None` once all is saved.
     #[inline]
     pub fn set_live_on(&self, cpu: Option<usize>) {
-        self.live_on.store(cpu.map_or(0, |cpu| cpu + 1), Ordering::Release);
+        self.live_on
+            .store(cpu.map_or(0, |cpu| cpu + 1), Ordering::Release);
     }
 }
 
@@ -80,7 +81,10 @@ impl Area {
     /// it, make one.
     #[inline(always)]
     pub fn new(vcpu: VcpuArea) -> Area {
-        Area { state: vcpu.state.0, area: vcpu.area.0 }
+        Area {
+            state: vcpu.state.0,
+            area: vcpu.area.0,
+        }
     }
 
     /// From the physical address of the area alone, which must be the one in a CPU's `resident`;

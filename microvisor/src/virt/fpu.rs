@@ -109,7 +109,9 @@ fn release_resident(cpu: &PerCpu) {
 
 /// If the vCPU's registers are in that CPU, they will never be saved.
 pub fn forget(cpu: &PerCpu, area: u64) {
-    let _ = cpu.resident.compare_exchange(area, FORGOTTEN, Ordering::AcqRel, Ordering::Relaxed);
+    let _ = cpu
+        .resident
+        .compare_exchange(area, FORGOTTEN, Ordering::AcqRel, Ordering::Relaxed);
 }
 
 /// The guest changed XCR0: the vCPU is resident in this CPU.

@@ -133,7 +133,11 @@ pub fn setup(take: &mut dyn FnMut(u64) -> u64) {
         found.limits.xcr0,
         frames(&found),
         if found.next_rip { ", next RIP" } else { "" },
-        if found.decode_assists { ", decode assists" } else { "" },
+        if found.decode_assists {
+            ", decode assists"
+        } else {
+            ""
+        },
     );
     let cpus = cpu::count();
     let blocks = take(cpus as u64 * BLOCK_FRAMES * FRAME);
@@ -180,7 +184,9 @@ pub fn is_svm() -> bool {
 
 /// Layout of the tables of guest spaces.
 pub fn guest_tables() -> GuestTables {
-    FEATURES.get().map_or(GuestTables::Npt, |found| found.tables)
+    FEATURES
+        .get()
+        .map_or(GuestTables::Npt, |found| found.tables)
 }
 
 /// Frames of a vCPU's area.
@@ -242,8 +248,13 @@ pub fn get_extended(vcpu: VcpuArea, offset: usize, to: &mut [u8]) -> Result<usiz
 /// Replaces part of the extended state image; what cannot be loaded is cleared. Answers its size.
 pub fn set_extended(vcpu: VcpuArea, offset: usize, from: &[u8]) -> Result<usize, Status> {
     settled(vcpu)?.image_with(|image| {
-        let end = offset.checked_add(from.len()).ok_or(Status::InvalidArgument)?;
-        image.get_mut(offset..end).ok_or(Status::InvalidArgument)?.copy_from_slice(from);
+        let end = offset
+            .checked_add(from.len())
+            .ok_or(Status::InvalidArgument)?;
+        image
+            .get_mut(offset..end)
+            .ok_or(Status::InvalidArgument)?
+            .copy_from_slice(from);
         microvisor_vcpu_state::xsave::sanitise(image, features().limits.xcr0);
         Ok(image.len())
     })
@@ -318,8 +329,7 @@ pub fn run(args: &RunArgs, poked: impl FnOnce() -> bool) -> Outcome {
     if args.again {
         svm::stopped(area);
     }
-    let page = area.page();
-    page.set_exit(stop, [u64::from(!args.again), 0]);
+    area.page().set_stop(stop, [u64::from(!args.again), 0]);
     Outcome::Exited
 }
 
@@ -328,7 +338,11 @@ fn cpuid_words() -> Cpuid {
     let highest = cpuid!(0).eax;
     let extended = cpuid!(0x8000_0000).eax;
     let one = cpuid!(1);
-    let mut words = Cpuid { leaf1_ecx: one.ecx, leaf1_edx: one.edx, ..Cpuid::default() };
+    let mut words = Cpuid {
+        leaf1_ecx: one.ecx,
+        leaf1_edx: one.edx,
+        ..Cpuid::default()
+    };
     if highest >= 7 {
         let seven = cpuid!(7, 0);
         (words.leaf7_ebx, words.leaf7_ecx, words.leaf7_edx) = (seven.ebx, seven.ecx, seven.edx);

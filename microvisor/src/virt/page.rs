@@ -125,6 +125,12 @@ impl Page {
         }
     }
 
+    /// An exit that no instruction caused.
+    pub fn set_stop(self, exit: Exit, info: [u64; 2]) {
+        self.set_exit(exit, info);
+        self.set_instruction_length(0);
+    }
+
     #[inline(always)]
     pub fn set_instruction_bytes(self, bytes: [u64; 2]) {
         // SAFETY: as for words.

@@ -43,7 +43,11 @@ impl Asids {
     /// The identifiers of `cpu`, which has `count` of them including 0, the host's own. The first
     /// use flushes.
     pub const fn new(cpu: usize, count: u32) -> Asids {
-        Asids { stamp: (cpu as u64 + 1) << GENERATION_BITS, next: u32::MAX, count }
+        Asids {
+            stamp: (cpu as u64 + 1) << GENERATION_BITS,
+            next: u32::MAX,
+            count,
+        }
     }
 
     /// True if a vCPU that holds `held` may run under it, in a space whose epoch is `epoch`.
@@ -62,8 +66,16 @@ impl Asids {
             self.stamp += 1;
             self.next = 1;
         }
-        *held = Held { stamp: self.stamp, epoch, asid: self.next };
+        *held = Held {
+            stamp: self.stamp,
+            epoch,
+            asid: self.next,
+        };
         self.next += 1;
-        if turn { Entry::FreshAfterFlush } else { Entry::Fresh }
+        if turn {
+            Entry::FreshAfterFlush
+        } else {
+            Entry::Fresh
+        }
     }
 }

@@ -132,7 +132,14 @@ impl Mode {
             }
         }
         let (cs, ss) = (segment(cs, limits), segment(self.ss, limits));
-        Ok(Mode { cr0: value, cr3, cr4, efer, cs, ss })
+        Ok(Mode {
+            cr0: value,
+            cr3,
+            cr4,
+            efer,
+            cs,
+            ss,
+        })
     }
 
     /// The privilege level that this mode runs at, given RFLAGS.
@@ -225,8 +232,16 @@ pub const fn xss(value: u64) -> Checked<u64> {
 }
 
 /// Exceptions that push an error code: #DF #TS #NP #SS #GP #PF #AC #CP #VC #SX.
-const WITH_ERROR_CODE: u32 =
-    1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
+const WITH_ERROR_CODE: u32 = 1 << 8
+    | 1 << 10
+    | 1 << 11
+    | 1 << 12
+    | 1 << 13
+    | 1 << 14
+    | 1 << 17
+    | 1 << 21
+    | 1 << 29
+    | 1 << 30;
 
 /// An event to inject, as EVENTINJ takes it (AMD APM vol. 2, 15.20); 0 if there is none.
 #[inline]

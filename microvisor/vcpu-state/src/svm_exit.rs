@@ -39,7 +39,12 @@ pub struct Report {
 impl Report {
     /// An exit without details.
     pub const fn plain(exit: Exit) -> Report {
-        Report { exit, info: [0, 0], length: 0, mode: false }
+        Report {
+            exit,
+            info: [0, 0],
+            length: 0,
+            mode: false,
+        }
     }
 }
 
@@ -85,7 +90,12 @@ impl Words {
 
     #[inline]
     const fn event(&self, exit: Exit, info0: u64, info1: u64, mode: bool) -> Decoded {
-        Decoded::Report(Report { exit, info: [info0, info1], length: 0, mode })
+        Decoded::Report(Report {
+            exit,
+            info: [info0, info1],
+            length: 0,
+            mode,
+        })
     }
 
     /// Says what this exit means.

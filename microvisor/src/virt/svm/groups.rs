@@ -17,8 +17,13 @@ const WINDOW: u64 = 1 << 8 | 0xf << 16 | 1 << 20;
 #[inline(always)]
 pub fn load(area: Area, page: Page, vmcb: &Vmcb, modified: u64) -> Checked<()> {
     if modified & group::GENERAL != 0 {
+        let rip = page.rip();
+        if rip != vmcb.rip.get() {
+            // The VMM carried out an instruction: what held interrupts back for one is over.
+            vmcb.interrupt_shadow.set(0);
+        }
+        vmcb.rip.set(rip);
         vmcb.rax.set(page.rax());
-        vmcb.rip.set(page.rip());
         vmcb.rsp.set(page.rsp());
         vmcb.rflags.set(sanitise::rflags(page.rflags()));
     }
@@ -60,7 +65,13 @@ fn load_events(area: Area, page: Page, vmcb: &Vmcb) -> Checked<()> {
     let interruptibility = page.interruptibility();
     let wanted = page.window();
     vmcb.event_inj.set(inject);
-    vmcb.interrupt_shadow.set(interruptibility & blocked::SHADOW);
+    // Delivering an event ends the shadow.
+    let shadow = if inject == 0 {
+        interruptibility & blocked::SHADOW
+    } else {
+        0
+    };
+    vmcb.interrupt_shadow.set(shadow);
     let nmi = inject & (event::VALID | 0x700) == event::VALID | event::NMI;
     let blocked = nmi || interruptibility & blocked::NMI != 0;
     // A step in progress goes on as long as the VMM leaves the NMI blocked.
@@ -80,17 +91,27 @@ pub fn set_interrupt_window(vmcb: &Vmcb, wanted: bool) {
     }
     // V_TPR is the guest's; the rest is ours.
     let tpr = vmcb.virtual_interrupt.get() & 0xff;
-    let (irq, intercept) = if wanted { (WINDOW, intercept3::VINTR) } else { (0, 0) };
+    let (irq, intercept) = if wanted {
+        (WINDOW, intercept3::VINTR)
+    } else {
+        (0, 0)
+    };
     vmcb.virtual_interrupt.set(tpr | irq | V_INTR_MASKING);
-    vmcb.intercept3.set(vmcb.intercept3.get() & !intercept3::VINTR | intercept);
+    vmcb.intercept3
+        .set(vmcb.intercept3.get() & !intercept3::VINTR | intercept);
     vmcb.dirty(clean::INTERCEPTS | clean::VIRTUAL_INTERRUPT);
 }
 
 /// Moves the NMI state on, and intercepts IRET just while an NMI is being handled.
 pub fn set_nmi(area: Area, vmcb: &Vmcb, state: Nmi) {
     area.header().nmi.set(state);
-    let intercept = if state == Nmi::Blocked { intercept3::IRET } else { 0 };
-    vmcb.intercept3.set(vmcb.intercept3.get() & !intercept3::IRET | intercept);
+    let intercept = if state == Nmi::Blocked {
+        intercept3::IRET
+    } else {
+        0
+    };
+    vmcb.intercept3
+        .set(vmcb.intercept3.get() & !intercept3::IRET | intercept);
     vmcb.dirty(clean::INTERCEPTS);
 }
 
@@ -238,5 +259,8 @@ pub fn store_mode(page: Page, vmcb: &Vmcb) {
     // The page's CPL is SS.DPL; the hardware keeps CPL on its own.
     let ss = vmcb.ss.get();
     let dpl = u64::from(vmcb.cpl.get() & 3) << (16 + 5);
-    page.set_ss(Segment { packed: ss.packed & !(3 << (16 + 5)) | dpl, ..ss });
+    page.set_ss(Segment {
+        packed: ss.packed & !(3 << (16 + 5)) | dpl,
+        ..ss
+    });
 }

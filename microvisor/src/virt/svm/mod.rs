@@ -15,9 +15,9 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use microvisor_objects::id::PhysAddr;
 use microvisor_objects::machine::GuestTables;
 use microvisor_vcpu_state::limits::Limits;
+use microvisor_vcpu_state::sanitise;
 use microvisor_vcpu_state::svm_bitmaps::{IOPM_BYTES, MSRPM_BYTES, msr_map, port};
 use microvisor_vcpu_state::xsave::image_size;
-use microvisor_vcpu_state::sanitise;
 use raw_cpuid::cpuid;
 pub use run::stopped;
 use vmcb::{Vmcb, clean};
@@ -96,14 +96,18 @@ impl Virt for Svm {
     fn detect() -> Result<Features, &'static str> {
         let highest = cpuid!(0x8000_0000).eax;
         if highest < 0x8000_0001 || cpuid!(0x8000_0001).ecx >> 2 & 1 == 0 {
-            return Err("this CPU has no SVM (AMD's hardware virtualisation); in an emulator, choose a model that has");
+            return Err(
+                "this CPU has no SVM (AMD's hardware virtualisation); in an emulator, choose a model that has",
+            );
         }
         if highest < 0x8000_000a {
             return Err("this CPU claims SVM but does not describe it (CPUID leaf 8000000A)");
         }
         // SAFETY: the register exists on every CPU with SVM.
         if unsafe { Msr::new(VM_CR).read() } & VM_CR_SVMDIS != 0 {
-            return Err("SVM is disabled by the firmware (VM_CR.SVMDIS): look for \"SVM\" or \"AMD-V\" in its set-up");
+            return Err(
+                "SVM is disabled by the firmware (VM_CR.SVMDIS): look for \"SVM\" or \"AMD-V\" in its set-up",
+            );
         }
         let svm = cpuid!(0x8000_000a);
         if svm.edx & feature::NESTED_PAGING == 0 {
@@ -121,7 +125,11 @@ impl Virt for Svm {
             let part = cpuid!(0xd, component);
             (part.ebx, part.eax)
         });
-        let ext8_ebx = if highest >= 0x8000_0008 { cpuid!(0x8000_0008).ebx } else { 0 };
+        let ext8_ebx = if highest >= 0x8000_0008 {
+            cpuid!(0x8000_0008).ebx
+        } else {
+            0
+        };
         Ok(Features {
             limits,
             asids: svm.ebx,
@@ -150,7 +158,9 @@ impl Virt for Svm {
             Cr0::update(|flags| {
                 flags.remove(Cr0Flags::EMULATE_COPROCESSOR);
                 flags.insert(
-                    Cr0Flags::TASK_SWITCHED | Cr0Flags::MONITOR_COPROCESSOR | Cr0Flags::NUMERIC_ERROR,
+                    Cr0Flags::TASK_SWITCHED
+                        | Cr0Flags::MONITOR_COPROCESSOR
+                        | Cr0Flags::NUMERIC_ERROR,
                 );
             });
             Efer::update(|efer| efer.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE));

@@ -37,12 +37,21 @@ pub fn run(cpu: &PerCpu, area: Area, epoch: u64, again: bool) -> Outcome {
             info1: vmcb.exit_info1.get(),
             info2: vmcb.exit_info2.get(),
             rip: vmcb.rip.get(),
-            next_rip: if features().next_rip { vmcb.next_rip.get() } else { 0 },
+            next_rip: if features().next_rip {
+                vmcb.next_rip.get()
+            } else {
+                0
+            },
         };
         match words.decode() {
             Decoded::Report(what) => {
                 vmcb.event_inj.set(0);
-                report(area, vmcb, what, interrupted_delivery(vmcb.exit_int_info.get()));
+                report(
+                    area,
+                    vmcb,
+                    what,
+                    interrupted_delivery(vmcb.exit_int_info.get()),
+                );
                 return Outcome::Exited;
             }
             other => {
@@ -65,7 +74,7 @@ fn prepare(area: Area, vmcb: &Vmcb) -> Option<Outcome> {
     }
     if let Err((reject, value)) = groups::load(area, page, vmcb, modified) {
         // `modified` stays: the VMM mends the value and everything is loaded again.
-        page.set_exit(Exit::Invalid, [reject.code(), value]);
+        page.set_stop(Exit::Invalid, [reject.code(), value]);
         return Some(Outcome::Exited);
     }
     page.set_modified(0);
@@ -100,7 +109,8 @@ fn renew_asid(cpu: &PerCpu, area: Area, vmcb: &Vmcb, epoch: u64) -> bool {
     let flush = asids.enter(&mut held, epoch) == Entry::FreshAfterFlush;
     cpu.asids.set(asids);
     area.header().held.set(held);
-    vmcb.asid.set(u64::from(held.asid) | if flush { FLUSH_ALL } else { 0 });
+    vmcb.asid
+        .set(u64::from(held.asid) | if flush { FLUSH_ALL } else { 0 });
     vmcb.clean.set(0);
     flush
 }
@@ -108,7 +118,8 @@ fn renew_asid(cpu: &PerCpu, area: Area, vmcb: &Vmcb, epoch: u64) -> bool {
 /// An event whose delivery the exit cut short is delivered first at the next entry.
 #[inline(always)]
 fn inject_again(vmcb: &Vmcb) {
-    vmcb.event_inj.set(interrupted_delivery(vmcb.exit_int_info.get()));
+    vmcb.event_inj
+        .set(interrupted_delivery(vmcb.exit_int_info.get()));
 }
 
 /// Tells the VMM.
@@ -136,7 +147,11 @@ fn report(area: Area, vmcb: &Vmcb, what: Report, delivering: u64) {
 fn store_events(area: Area, vmcb: &Vmcb, delivering: u64) {
     let page = area.page();
     page.set_delivering(delivering);
-    let nmi = if area.header().nmi.get() == Nmi::Open { 0 } else { blocked::NMI };
+    let nmi = if area.header().nmi.get() == Nmi::Open {
+        0
+    } else {
+        blocked::NMI
+    };
     page.set_interruptibility(vmcb.interrupt_shadow.get() & blocked::SHADOW | nmi);
 }
 
@@ -152,7 +167,11 @@ pub fn stopped(area: Area) {
 
 /// All ones if an event is to be injected.
 fn event_or_nothing(vmcb: &Vmcb) -> u64 {
-    if vmcb.event_inj.get() & event::VALID != 0 { u64::MAX } else { 0 }
+    if vmcb.event_inj.get() & event::VALID != 0 {
+        u64::MAX
+    } else {
+        0
+    }
 }
 
 /// Exits that the core deals with. `None`: enter again.
@@ -181,7 +200,10 @@ fn handle(area: Area, vmcb: &Vmcb, what: Decoded) -> Option<Outcome> {
             let mut event = event::EXCEPTION | event::VALID | vector;
             if vector == 17 {
                 event |= event::ERROR_CODE;
-            } else if matches!(area.header().nmi.get(), Nmi::SteppingIret | Nmi::SteppingShadow) {
+            } else if matches!(
+                area.header().nmi.get(),
+                Nmi::SteppingIret | Nmi::SteppingShadow
+            ) {
                 if stepped(area, vmcb) {
                     vmcb.event_inj.set(event);
                 }
@@ -220,7 +242,9 @@ fn open_nmi_window(area: Area, vmcb: &Vmcb) -> Option<Outcome> {
 /// Lets the guest execute one instruction; then #DB exits.
 fn step(area: Area, vmcb: &Vmcb, state: Nmi) {
     let rflags = vmcb.rflags.get();
-    area.header().before_step.set((vmcb.dr6.get(), rflags & RFLAGS_TF != 0));
+    area.header()
+        .before_step
+        .set((vmcb.dr6.get(), rflags & RFLAGS_TF != 0));
     vmcb.rflags.set(rflags | RFLAGS_TF);
     groups::set_nmi(area, vmcb, state);
 }
