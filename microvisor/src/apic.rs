@@ -203,6 +203,6 @@ pub fn arm(deadline: u64) {
     }
     // At most 2^40 TSC ticks ahead, so that the product stays in range.
     let ahead = deadline.saturating_sub(crate::time::now()).min(1 << 40);
-    let ticks = u128::from(ahead) * u128::from(SCALE.load(Relaxed)) >> 32;
+    let ticks = (u128::from(ahead) * u128::from(SCALE.load(Relaxed))) >> 32;
     write(INITIAL_COUNT, (ticks as u64).clamp(1, 0xffff_0000) as u32);
 }

@@ -16,6 +16,7 @@ use crate::{apic, ioapic, logger, smp, start, time, trap};
 use microvisor_abi::archive::Archive;
 use microvisor_abi::boot::{Info, MEMORIES, MemoryRange, feature};
 use microvisor_abi::thread::Registers;
+use microvisor_abi::vcpu::State;
 use microvisor_abi::{Call, FRAME, Status};
 use microvisor_objects::boot::Resources;
 use microvisor_objects::vcpu::Vcpu;
@@ -254,7 +255,19 @@ fn run_guest(
             again,
         };
         match virt::run(&args, || arena.vcpu_wanted(vcpu)) {
-            Outcome::Exited => return finish_run(thread, vcpu, Status::Ok),
+            Outcome::Exited => {
+                let page = (DIRECT_MAP + vcpu.state_page().0) as *const State;
+                // SAFETY: the vCPU is alive, so this is its state page; volatile, as the VMM may
+                // write to it.
+                let (exit, rip) = unsafe {
+                    (
+                        (&raw const (*page).exit).read_volatile(),
+                        (&raw const (*page).regs.rip).read_volatile(),
+                    )
+                };
+                cpu::trace(Kind::Exit, exit, rip);
+                return finish_run(thread, vcpu, Status::Ok);
+            }
             Outcome::HostEvent => {
                 if let Some(vector) = trap::collect_interrupt() {
                     cpu::trace(Kind::Interrupt, vector.into(), 1);
@@ -263,8 +276,13 @@ fn run_guest(
                 // What woke the CPU is gone again; the thread's turn may still be over.
                 return Some(KERNEL.lock());
             }
-            // Its registers are in a CPU where it ran before.
-            Outcome::Elsewhere(other) => hardware::release_on(other),
+            Outcome::Elsewhere(other) => {
+                // Its registers are in a CPU where it ran before. Waiting for them answers flushes.
+                hardware::release_on(other);
+                if !arena.alive(thread) {
+                    return Some(KERNEL.lock());
+                }
+            }
         }
     }
 }

@@ -31,13 +31,11 @@ pub enum Kind {
     Idle = 5,
     /// A vCPU exited: `a` exit, `b` guest instruction pointer.
     Exit = 6,
-    /// A message went from one thread to another: `a` label, `b` badge.
-    Message = 7,
     /// A flush was answered: `a` its number.
-    Flush = 8,
+    Flush = 7,
 }
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 8] = [
     "?",
     "call",
     "interrupt",
@@ -45,7 +43,6 @@ const NAMES: [&str; 9] = [
     "switch",
     "idle",
     "exit",
-    "message",
     "flush",
 ];
 

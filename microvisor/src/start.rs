@@ -55,9 +55,15 @@ pub fn start(magic: u32, info: u32, boot_tsc: u64) -> ! {
             platform.ignored_cpus
         );
     }
-    let devices = device_ranges(&ram, &platform);
+    let mut devices = device_ranges(&ram, &platform);
     let mut free = ram.clone();
     free.remove(0, MIB);
+    // A loader's copy of the RSDP may lie in memory: its pages are kept, for root to read.
+    let (first, last) = (firmware.rsdp & !(PAGE - 1), page_up(firmware.rsdp + 36));
+    if free.contains(first, last) {
+        free.remove(first, last);
+        devices.add(first, last);
+    }
     let (image, image_end) = paging::image_physical();
     free.remove(image, page_up(image_end));
     let Some((start, end)) = firmware.archive.filter(|(start, end)| start < end) else {

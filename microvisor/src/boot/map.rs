@@ -105,6 +105,9 @@ impl Ranges {
 
     /// Takes a range out; parts that were not in the set do not matter.
     pub fn remove(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
         let mut kept = Ranges::default();
         for (s, e) in self.iter() {
             kept.push(s, e.min(start));
