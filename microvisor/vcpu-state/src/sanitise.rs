@@ -255,11 +255,11 @@ pub const fn inject(value: u64) -> Checked<u64> {
         event::INTERRUPT | event::SOFTWARE => Ok(bare),
         event::NMI => Ok(event::NMI | event::VALID | 2),
         event::EXCEPTION if vector < 32 && vector != 2 => {
-            if WITH_ERROR_CODE >> vector & 1 == 0 {
-                Ok(bare)
+            // Real mode pushes no error code, so its presence is the VMM's choice.
+            if WITH_ERROR_CODE >> vector & 1 != 0 && value & event::ERROR_CODE != 0 {
+                Ok(bare | event::ERROR_CODE | value & !0xffff_ffff)
             } else {
-                // Real mode pushes none, so its presence stays the VMM's choice.
-                Ok(bare | value & (event::ERROR_CODE | 0xffff_ffff << 32))
+                Ok(bare)
             }
         }
         _ => Err((Reject::Event, value)),
