@@ -218,7 +218,7 @@ fn features() -> &'static Features {
 /// Makes an area that is all zero into a vCPU after reset.
 pub fn init(vcpu: VcpuArea) {
     let area = Area::new(vcpu);
-    area.image_with(|image| microvisor_vcpu_state::xsave::reset(image));
+    area.image_with(microvisor_vcpu_state::xsave::reset);
     area.header().xcr0.set(1);
     svm::Svm::init(area);
 }

@@ -10,20 +10,28 @@ use microvisor_objects::id::PhysAddr;
 #[derive(Clone, Copy)]
 pub struct Page(*mut State);
 
-/// Accessors of words: `name / set_name: path`.
+/// Accessors of words: `read / write: path`, either of which may be missing.
 macro_rules! words {
-    ($($get:ident $set:ident $($field:ident).+;)*) => { $(
+    ($($($get:ident)? / $($set:ident)?: $path:tt;)*) => { $(
+        words!(@get $($get)? $path);
+        words!(@set $($set)? $path);
+    )* };
+    (@get $path:tt) => {};
+    (@set $path:tt) => {};
+    (@get $get:ident [$($field:ident).+]) => {
         #[inline(always)]
         pub fn $get(self) -> u64 {
             // SAFETY: `new` says the pointer is that of a whole page; volatile, as others write.
             unsafe { (&raw const (*self.0).$($field).+).read_volatile() }
         }
+    };
+    (@set $set:ident [$($field:ident).+]) => {
         #[inline(always)]
         pub fn $set(self, value: u64) {
             // SAFETY: as above.
             unsafe { (&raw mut (*self.0).$($field).+).write_volatile(value) }
         }
-    )* };
+    };
 }
 
 /// Accessors of segments.
@@ -53,41 +61,40 @@ macro_rules! segments {
 #[allow(missing_docs)] // named after the fields of `State`
 impl Page {
     words! {
-        rax set_rax regs.rax;
-        rip set_rip regs.rip;
-        rsp set_rsp regs.rsp;
-        rflags set_rflags regs.rflags;
-        exit set_exit_number exit;
-        instruction_length set_instruction_length instruction_length;
-        instruction_count set_instruction_count instruction_count;
-        gva_valid set_gva_valid gva_valid;
-        valid set_valid valid;
-        modified set_modified modified;
-        deadline set_deadline deadline;
-        inject set_inject inject;
-        delivering set_delivering delivering;
-        window set_window window;
-        interruptibility set_interruptibility interruptibility;
-        cr0 set_cr0 cr0;
-        cr3 set_cr3 cr3;
-        cr4 set_cr4 cr4;
-        efer set_efer efer;
-        star set_star star;
-        lstar set_lstar lstar;
-        cstar set_cstar cstar;
-        sfmask set_sfmask sfmask;
-        kernel_gs_base set_kernel_gs_base kernel_gs_base;
-        sysenter_cs set_sysenter_cs sysenter_cs;
-        sysenter_esp set_sysenter_esp sysenter_esp;
-        sysenter_eip set_sysenter_eip sysenter_eip;
-        dr6 set_dr6 dr6;
-        dr7 set_dr7 dr7;
-        cr2 set_cr2 cr2;
-        pat set_pat pat;
-        xcr0 set_xcr0 xcr0;
-        xss set_xss xss;
-        tsc_offset set_tsc_offset tsc_offset;
-        tsc_aux set_tsc_aux tsc_aux;
+        rax / set_rax: [regs.rax];
+        rip / set_rip: [regs.rip];
+        rsp / set_rsp: [regs.rsp];
+        rflags / set_rflags: [regs.rflags];
+        / set_exit_number: [exit];
+        / set_instruction_length: [instruction_length];
+        / set_instruction_count: [instruction_count];
+        valid / set_valid: [valid];
+        modified / set_modified: [modified];
+        deadline / : [deadline];
+        inject / set_inject: [inject];
+        / set_delivering: [delivering];
+        window / set_window: [window];
+        interruptibility / set_interruptibility: [interruptibility];
+        cr0 / set_cr0: [cr0];
+        cr3 / set_cr3: [cr3];
+        cr4 / set_cr4: [cr4];
+        efer / set_efer: [efer];
+        star / set_star: [star];
+        lstar / set_lstar: [lstar];
+        cstar / set_cstar: [cstar];
+        sfmask / set_sfmask: [sfmask];
+        kernel_gs_base / set_kernel_gs_base: [kernel_gs_base];
+        sysenter_cs / set_sysenter_cs: [sysenter_cs];
+        sysenter_esp / set_sysenter_esp: [sysenter_esp];
+        sysenter_eip / set_sysenter_eip: [sysenter_eip];
+        dr6 / set_dr6: [dr6];
+        dr7 / set_dr7: [dr7];
+        cr2 / set_cr2: [cr2];
+        pat / set_pat: [pat];
+        xcr0 / set_xcr0: [xcr0];
+        xss / set_xss: [xss];
+        tsc_offset / set_tsc_offset: [tsc_offset];
+        tsc_aux / set_tsc_aux: [tsc_aux];
     }
     segments! {
         cs set_cs cs;

@@ -30,8 +30,6 @@ impl<T: Copy> Field<T> {
 pub mod clean {
     /// Intercepts and TSC offset.
     pub const INTERCEPTS: u32 = 1;
-    /// ASID.
-    pub const ASID: u32 = 1 << 2;
     /// Virtual interrupt fields.
     pub const VIRTUAL_INTERRUPT: u32 = 1 << 3;
     /// Nested root and PAT.
