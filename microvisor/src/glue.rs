@@ -40,7 +40,9 @@ pub extern "C" fn system_call(regs: *mut Registers) {
     }
     let mut kernel = KERNEL.lock();
     kernel.syscall();
-    proceed(kernel);
+    if let Some(next) = settle(kernel) {
+        run_elsewhere(next);
+    }
 }
 
 /// An exception or interrupt in user mode.
@@ -103,32 +105,44 @@ fn accept(vector: u8) -> Guard<'static, Kernel<Hardware>> {
 }
 
 /// Lets the objects decide what runs, and runs it until that is a thread in user mode.
-fn proceed(mut kernel: Guard<'static, Kernel<Hardware>>) {
+#[inline(never)]
+fn proceed(kernel: Guard<'static, Kernel<Hardware>>) {
+    if let Some(next) = settle(kernel) {
+        run_elsewhere(next);
+    }
+}
+
+/// Makes what the objects decide current, and gives the lock back. `None`: it is a thread in user
+/// mode. In line with the system call path, where that is the usual answer.
+#[inline(always)]
+fn settle(mut kernel: Guard<'static, Kernel<Hardware>>) -> Option<Ref<Thread>> {
+    // SAFETY: this CPU's own data, and no other reference to these fields is held here.
+    let this = unsafe { &mut *cpu::this() };
+    let next = kernel.reschedule(this.index);
+    // A CPU with the core's own tables is idle, or a flush took its thread's tables away.
+    if next != this.thread || this.root == cpu::core_root() {
+        switch(this, &mut kernel, next);
+    }
+    let wanted = kernel.deadline(this.index);
+    drop(kernel);
+    arm(wanted);
+    (next.is_null() || !thread_vcpu(next).is_null()).then_some(next)
+}
+
+/// Runs what is not in user mode, a guest or nothing, until something in user mode is to run.
+#[cold]
+#[inline(never)]
+fn run_elsewhere(mut next: Ref<Thread>) {
     loop {
-        let this = cpu::this();
-        // SAFETY: this CPU's own fields; the arena's rules hold under the lock.
-        let (next, wanted) = unsafe {
-            let index = (*this).index;
-            let next = kernel.reschedule(index);
-            if next != (*this).thread || (*this).root == cpu::core_root() {
-                switch(&mut *this, &mut kernel, next);
-            }
-            (next, kernel.deadline(index))
-        };
-        drop(kernel);
-        arm(wanted);
-        kernel = if next.is_null() {
-            idle()
+        let kernel = if next.is_null() {
+            Some(idle())
         } else {
-            let vcpu = thread_vcpu(next);
-            if vcpu.is_null() {
-                return;
-            }
-            match run_guest(next, vcpu, true) {
-                None => return,
-                Some(kernel) => kernel,
-            }
+            run_guest(next, thread_vcpu(next), true)
         };
+        match kernel.and_then(settle) {
+            Some(following) => next = following,
+            None => return,
+        }
     }
 }
 
