@@ -40,7 +40,8 @@ pub enum Exit {
     #[default]
     Never,
     /// `exit = "when-guests-stop"`: when every guest is off or crashed. Root writes to QEMU's
-    /// isa-debug-exit device (port 0xf4): 0 if all powered off, 1 if one of them crashed.
+    /// isa-debug-exit device (port 0xf4): 0x10 if all powered off (QEMU then ends with status 33),
+    /// 0x11 if one of them failed (status 35).
     WhenGuestsStop,
 }
 

@@ -9,7 +9,7 @@ use linked_list_allocator::Heap;
 use microvisor_abi::FRAME;
 
 use crate::caps::MemoryCap;
-use crate::memory::{self, ORDER_4K, OWN_SPACE, READ_WRITE};
+use crate::memory::{self, LARGE, ORDER_2M, ORDER_4K, OWN_SPACE, READ_WRITE};
 use crate::startup::{HEAP_ADDRESS, MAP_ADDRESS};
 use crate::sync::Mutex;
 
@@ -42,25 +42,33 @@ impl Default for ComponentHeap {
 }
 
 impl Growing {
+    /// Maps `bytes` of new frames at `start`; answers their end.
+    fn add(start: u64, bytes: u64, order: u64) -> Option<u64> {
+        let end = start.checked_add(bytes).filter(|&end| end <= MAP_ADDRESS)?;
+        let count = u32::try_from(bytes >> order).ok()?;
+        let memory = memory::own();
+        let frames: Cap<Frame> = memory.retype_many(order, count).ok()?;
+        memory::map_run(memory, OWN_SPACE, frames, count, order, start, READ_WRITE).ok()?;
+        Some(end)
+    }
+
     /// Maps at least `bytes` more behind the heap.
     fn grow(&mut self, bytes: u64) -> Option<()> {
         let first = self.end == 0;
         let start = if first { HEAP_ADDRESS } else { self.end };
         let bytes = bytes.max(GROWTH).checked_next_multiple_of(FRAME)?;
-        let end = start.checked_add(bytes).filter(|&end| end <= MAP_ADDRESS)?;
-        let count = u32::try_from(bytes / FRAME).ok()?;
-        let frames: Cap<Frame> = memory::own().retype_many(ORDER_4K, count).ok()?;
-        memory::map_run(
-            memory::own(),
-            OWN_SPACE,
-            frames,
-            count,
-            ORDER_4K,
-            start,
-            READ_WRITE,
-        )
-        .ok()?;
-        let length = usize::try_from(bytes).ok()?;
+        // A large heap grows by large frames: fewer slots and tables.
+        let large = bytes >= LARGE || start - HEAP_ADDRESS >= LARGE;
+        let end = (large && start.is_multiple_of(LARGE))
+            .then(|| Self::add(start, bytes.checked_next_multiple_of(LARGE)?, ORDER_2M))
+            .flatten()
+            .or_else(|| {
+                // Small frames, at least up to where large ones can begin.
+                let aligned = start.next_multiple_of(LARGE) - start;
+                let more = if large { bytes.max(aligned) } else { bytes };
+                Self::add(start, more, ORDER_4K).or_else(|| Self::add(start, bytes, ORDER_4K))
+            })?;
+        let length = usize::try_from(end - start).ok()?;
         if first {
             // SAFETY: the range was just mapped and belongs to the heap alone.
             unsafe { self.heap.init(start as *mut u8, length) };

@@ -118,6 +118,16 @@ pub fn flush() {
     LINES.lock().flush();
 }
 
+/// True if nothing waits: neither here nor in the ring.
+pub fn drained() -> bool {
+    let lines = LINES.lock();
+    let ring_empty = match &lines.sink {
+        Sink::Ring { writer, .. } => writer.space() == OUT_BYTES,
+        Sink::None | Sink::Direct(_) => true,
+    };
+    ring_empty && lines.backlog.is_empty()
+}
+
 /// Sends lines into a ring whose reader hears `bits` of `wake`.
 pub fn set_ring(page: &'static RingPage, wake: Cap<Notification>, bits: u64) {
     let mut lines = LINES.lock();

@@ -195,3 +195,68 @@ pub fn file_bytes(file: &crate::startup::File) -> &'static [u8] {
     // for everybody and stay.
     unsafe { core::slice::from_raw_parts(file.address as *const u8, length) }
 }
+
+/// A range of own addresses that frames are mapped into for a moment, to write or read them before
+/// another component gets them. For root.
+pub struct Window {
+    address: u64,
+}
+
+impl Window {
+    /// Bytes that fit.
+    pub const BYTES: u64 = LARGE;
+
+    /// Reserves the addresses.
+    pub fn new() -> Result<Window, Status> {
+        reserve(Self::BYTES).map(|address| Window { address })
+    }
+
+    /// Maps `count` frames of 4 KiB in consecutive slots, lets `work` use their bytes, and unmaps
+    /// them. The frames are mapped nowhere else.
+    pub fn with<R>(
+        &mut self,
+        frames: Cap<Frame>,
+        count: u32,
+        flags: u64,
+        work: impl FnOnce(&mut [u8]) -> R,
+    ) -> Result<R, Status> {
+        let bytes = u64::from(count) * FRAME;
+        if bytes > Self::BYTES || flags & Map::READ == 0 {
+            return Err(Status::InvalidArgument);
+        }
+        let mapped = map_run(
+            own(),
+            OWN_SPACE,
+            frames,
+            count,
+            ORDER_4K,
+            self.address,
+            flags,
+        );
+        let outcome = mapped.map(|()| {
+            // SAFETY: just mapped here and in no other window (`&mut self`). A caller that maps
+            // without WRITE and writes takes a page fault.
+            work(unsafe {
+                core::slice::from_raw_parts_mut(self.address as *mut u8, bytes as usize)
+            })
+        });
+        for index in 0..count {
+            let unmapped = Cap::<Frame>::new(frames.slot() + index).unmap();
+            if mapped.is_ok() {
+                unmapped?;
+            }
+        }
+        outcome
+    }
+}
+
+/// Maps read-only frames of 2 MiB in consecutive slots for good and answers their bytes.
+/// For root's view of the archive, which nobody can write.
+pub fn map_read_only(frames: Cap<Frame>, count: u32, bytes: u64) -> Result<&'static [u8], Status> {
+    let span = u64::from(count) << ORDER_2M;
+    let length = usize::try_from(bytes.min(span)).map_err(|_| Status::InvalidArgument)?;
+    let address = reserve(span)?;
+    map_run(own(), OWN_SPACE, frames, count, ORDER_2M, address, READ)?;
+    // SAFETY: mapped just now, for good, and these frames carry no right to write for anyone.
+    Ok(unsafe { core::slice::from_raw_parts(address as *const u8, length) })
+}

@@ -1,0 +1,616 @@
+//! One running copy of a component: made, wired, started, and taken down. Knows nothing of why.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use idl::manifest::Component;
+use idl::name;
+use root_plan::image::Image;
+use root_plan::plan::{self, STACK_BYTES};
+use sdk::abi::{FRAME, boot};
+use sdk::local;
+use sdk::memory::{LARGE, READ, READ_WRITE, Window};
+use sdk::prelude::*;
+use sdk::startup::{
+    self, File, LineRight, PortsRight, SLOT_FIRST, STARTUP_BYTES, Serve, THREAD_STACK_BYTES, Wire,
+};
+
+use super::maker::Maker;
+use super::system::Tools;
+
+/// Where the page of a ring that is attached from the start is mapped.
+const ATTACHED_ADDRESS: u64 = 0x6000_0000_0000;
+/// Address space for each file.
+const FILE_SPACING: u64 = 1 << 32;
+/// Least memory that a component gets for its own use.
+const OWN_MEMORY: u64 = 64 * 1024;
+
+/// A wire to put in.
+pub struct Connection {
+    /// What.
+    pub interface: String,
+    /// Of whom.
+    pub server: String,
+    /// The endpoint.
+    pub endpoint: Cap<cap::Endpoint>,
+    /// Rights to give.
+    pub rights: Rights,
+    /// Badge by which the server knows this client.
+    pub badge: u64,
+}
+
+/// What a guest's builder or VMM gets on top.
+pub struct GuestParts<'a> {
+    /// Facts; addresses, slots and threads are filled in here.
+    pub start: GuestStart,
+    /// Its frames, 2 MiB each, in consecutive slots; mapped nowhere.
+    pub frames: Cap<cap::Frame>,
+    /// How many.
+    pub count: u32,
+    /// CPUs of the vCPU threads; empty for a builder.
+    pub cpus: &'a [u32],
+    /// Kernel and initial RAM disk, for a builder.
+    pub files: Option<(&'a str, Option<&'a str>)>,
+}
+
+/// What is to be started.
+pub struct Order<'a> {
+    /// Name of the instance.
+    pub name: &'a str,
+    /// Its description.
+    pub component: &'a Component,
+    /// What it may call.
+    pub connections: &'a [Connection],
+    /// What it serves: interface and endpoint.
+    pub serves: &'a [(String, Cap<cap::Endpoint>)],
+    /// For builders and VMMs.
+    pub guest: Option<GuestParts<'a>>,
+    /// Root's log ring, for the console.
+    pub attach: Option<Cap<cap::Frame>>,
+    /// Signalled when one of its threads faults.
+    pub fault: Cap<cap::Notification>,
+}
+
+/// Why an instance could not be started.
+pub enum StartError {
+    /// A file is not in the archive.
+    NoFile(String),
+    /// Its ELF file is not one.
+    Image(root_plan::image::ImageError),
+    /// More wires, files or threads than a start-up page lists.
+    TooMany(&'static str),
+    /// The core refused, while root did this.
+    Status(&'static str, Status),
+}
+
+impl core::fmt::Display for StartError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            StartError::NoFile(file) => write!(f, "{file} is not in the boot archive"),
+            StartError::Image(error) => write!(f, "its program cannot be loaded: {error:?}"),
+            StartError::TooMany(what) => write!(f, "it has too many {what}"),
+            StartError::Status("make its memory", Status::NoMemory) => {
+                write!(f, "this machine has not enough memory left for it")
+            }
+            StartError::Status(what, status) => write!(f, "cannot {what}: {status:?}"),
+        }
+    }
+}
+
+/// Names what root was doing when the core refused.
+trait During<T> {
+    fn during(self, what: &'static str) -> Result<T, StartError>;
+}
+impl<T> During<T> for Result<T, Status> {
+    fn during(self, what: &'static str) -> Result<T, StartError> {
+        self.map_err(|status| StartError::Status(what, status))
+    }
+}
+
+/// A running component.
+pub struct Instance {
+    maker: Maker,
+    /// Its threads, the first one first.
+    pub threads: Vec<Cap<cap::Thread>>,
+    /// Its notification, without a badge.
+    pub notification: Cap<cap::Notification>,
+    /// Guest frames that are mapped into it: first, count.
+    guest: Option<(Cap<cap::Frame>, u32)>,
+}
+
+/// Slots of the new component's space, handed out in order.
+struct Wiring {
+    space: Cap<cap::CapSpace>,
+    next: u32,
+}
+
+impl Wiring {
+    fn give<K>(&mut self, what: Cap<K>, rights: Rights, badge: u64) -> Result<u32, Status> {
+        let slot = self.next;
+        self.give_at(what, slot, rights, badge)?;
+        self.next += 1;
+        Ok(slot)
+    }
+
+    fn give_at<K>(
+        &self,
+        what: Cap<K>,
+        slot: u32,
+        rights: Rights,
+        badge: u64,
+    ) -> Result<(), Status> {
+        what.copy_to(CopyTo {
+            space: self.space,
+            slot,
+            rights,
+            badge,
+            order: if badge == 0 {
+                0
+            } else {
+                sdk::abi::cap::PRIORITY_MAX
+            },
+        })
+    }
+}
+
+impl Instance {
+    /// Makes, wires and starts it out of `memory` (`kept` from an earlier run, or new from root's).
+    pub fn start(
+        tools: &mut Tools,
+        kept: &mut Option<(Cap<cap::Memory>, u64)>,
+        order: &Order<'_>,
+    ) -> Result<Instance, StartError> {
+        let file = &order.component.file;
+        let (_, bytes) = tools
+            .archive
+            .file(file)
+            .ok_or_else(|| StartError::NoFile(file.clone()))?;
+        let image = Image::parse(bytes).map_err(StartError::Image)?;
+        let cpus = order.guest.as_ref().map_or(0, |guest| guest.cpus.len());
+        let threads = u64::from(order.component.threads) + cpus as u64;
+        let frames = order
+            .guest
+            .as_ref()
+            .map_or(0, |guest| u64::from(guest.count));
+        let size = plan::size(
+            order.component,
+            &tools.info.object_frames,
+            image.frames(),
+            threads,
+            frames,
+            tools.archive.total_bytes() as u64 / LARGE * 2,
+        );
+        let total = size.total + OWN_MEMORY / FRAME;
+        let memory = match *kept {
+            Some((memory, frames)) if frames >= total => memory,
+            _ => {
+                let memory: Cap<cap::Memory> =
+                    sdk::memory::own().retype(total).during("make its memory")?;
+                *kept = Some((memory, total));
+                memory
+            }
+        };
+        let mut maker = Maker::new(memory);
+        match Self::build(tools, &mut maker, order, &image, bytes, &size) {
+            Ok((threads, notification)) => Ok(Instance {
+                maker,
+                threads,
+                notification,
+                guest: order
+                    .guest
+                    .as_ref()
+                    .map(|guest| (guest.frames, guest.count)),
+            }),
+            Err(error) => {
+                if let Some(guest) = &order.guest {
+                    unmap(guest.frames, guest.count);
+                }
+                if let Err(status) = maker.destroy() {
+                    log::error!("component {}: not cleaned up: {status:?}", order.name);
+                    *kept = None;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn build(
+        tools: &mut Tools,
+        maker: &mut Maker,
+        order: &Order<'_>,
+        image: &Image,
+        bytes: &[u8],
+        size: &plan::Size,
+    ) -> Result<(Vec<Cap<cap::Thread>>, Cap<cap::Notification>), StartError> {
+        let space: Cap<cap::AddressSpace> = maker
+            .one(SpaceKind::Host as u64)
+            .during("make its address space")?;
+        let caps: Cap<cap::CapSpace> = maker
+            .one(size.cap_space)
+            .during("make its capability space")?;
+        load(&mut tools.window, maker, space, image, bytes).during("load its program")?;
+        maker
+            .pages(
+                space,
+                boot::STACK_TOP - STACK_BYTES,
+                (STACK_BYTES / FRAME) as u32,
+                READ_WRITE,
+            )
+            .during("map its stack")?;
+
+        let mut wiring = Wiring {
+            space: caps,
+            next: SLOT_FIRST,
+        };
+        let priority = order.component.priority;
+        let (thread, sched) = new_thread(maker, space, order, priority, order.component.cpu, 0)
+            .during("make its thread")?;
+        let notification: Cap<cap::Notification> = maker.one(0).during("make its notification")?;
+        let own = size.own.max(OWN_MEMORY / FRAME);
+        (|| {
+            wiring.give_at(caps, startup::SLOT_CAP_SPACE, Rights::ALL, 0)?;
+            wiring.give_at(space, startup::SLOT_ADDRESS_SPACE, Rights::ALL, 0)?;
+            wiring.give_at(thread, startup::SLOT_THREAD, Rights::ALL, 0)?;
+            wiring.give_at(sched, startup::SLOT_SCHED, Rights::ALL, 0)?;
+            wiring.give_at(notification, startup::SLOT_NOTIFICATION, Rights::ALL, 0)?;
+            maker
+                .memory
+                .retype_in::<cap::Memory>(own, caps, startup::SLOT_MEMORY, 1)?;
+            maker
+                .memory
+                .retype_in::<cap::Reply>(0, caps, startup::SLOT_REPLY, 1)
+        })()
+        .during("give it its own capabilities")?;
+
+        let mut facts = Startup {
+            name: name(order.name),
+            machine: tools.machine(),
+            slots: (size.cap_space * 64 - 1) as u32,
+            memory_frames: own,
+            ..Startup::default()
+        };
+        wire(tools, &mut wiring, order, &mut facts)?;
+        let mut threads = Vec::from([thread]);
+        for _ in 0..order.component.threads {
+            let cpu = order.component.cpu;
+            let right = further_thread(
+                maker,
+                space,
+                order,
+                &mut wiring,
+                priority,
+                cpu,
+                &mut threads,
+            )
+            .during("make its threads")?;
+            facts
+                .threads
+                .push(right)
+                .map_err(|_| StartError::TooMany("threads"))?;
+        }
+        let mut files = Files {
+            space,
+            next: startup::FILES_ADDRESS,
+        };
+        for file in &order.component.files {
+            let mapped = files.map(tools, maker, file)?;
+            facts
+                .files
+                .push(mapped)
+                .map_err(|_| StartError::TooMany("files"))?;
+        }
+        if let Some(frame) = order.attach {
+            let copy = maker.copy_frame(frame).during("share root's log")?;
+            maker
+                .map(copy, space, ATTACHED_ADDRESS, READ_WRITE)
+                .during("share root's log")?;
+            let attached = startup::Attached {
+                name: name(plan::ROOT),
+                address: ATTACHED_ADDRESS,
+                bit: super::system::LOG_BIT,
+            };
+            // The list is empty: there is room.
+            let _ = facts.attached.push(attached);
+        }
+        if let Some(guest) = &order.guest {
+            let start = add_guest(
+                tools,
+                maker,
+                order,
+                guest,
+                &mut wiring,
+                &mut files,
+                &mut threads,
+            )?;
+            facts.guest = Some(start);
+        }
+        facts.free_slot = wiring.next;
+        start_up_pages(&mut tools.window, maker, space, &facts)?;
+        let first = thread
+            .configure(
+                space,
+                caps,
+                image.entry,
+                boot::STACK_TOP,
+                boot::INFO_ADDRESS,
+            )
+            .and_then(|()| thread.resume());
+        first.during("start its thread")?;
+        Ok((threads, notification))
+    }
+
+    /// Stops all threads, takes everything away; the memory is kept for the next run.
+    pub fn destroy(self) -> Result<(), Status> {
+        for thread in &self.threads {
+            thread.suspend()?;
+        }
+        if let Some((frames, count)) = self.guest {
+            unmap(frames, count);
+        }
+        self.maker.destroy()
+    }
+
+    /// What reports may read of it.
+    pub fn regions(&self) -> &[super::maker::Region] {
+        &self.maker.regions
+    }
+}
+
+fn unmap(frames: Cap<cap::Frame>, count: u32) {
+    for index in 0..count {
+        // Those that were not reached when starting failed are not mapped.
+        let _ = Cap::<cap::Frame>::new(frames.slot() + index).unmap();
+    }
+}
+
+fn load(
+    window: &mut Window,
+    maker: &mut Maker,
+    space: Cap<cap::AddressSpace>,
+    image: &Image,
+    bytes: &[u8],
+) -> Result<(), Status> {
+    for segment in &image.segments {
+        let content = bytes.get(segment.content.clone()).unwrap_or(&[]);
+        let frames: Cap<cap::Frame> = maker.many(sdk::memory::ORDER_4K, segment.frames)?;
+        let most = (Window::BYTES / FRAME) as u32;
+        let mut first = 0;
+        while first < segment.frames {
+            let count = most.min(segment.frames - first);
+            let frame = Cap::<cap::Frame>::new(frames.slot() + first);
+            // Bytes of the content that lie before this window; the first one begins with a gap.
+            let skip = if first == 0 { segment.skip } else { 0 };
+            let done = (first as usize * FRAME as usize).saturating_sub(if first == 0 {
+                0
+            } else {
+                segment.skip
+            });
+            let rest = content.get(done..).unwrap_or(&[]);
+            window.with(frame, count, READ_WRITE, |page| {
+                let place = page.get_mut(skip..).unwrap_or(&mut []);
+                let length = place.len().min(rest.len());
+                if let (Some(to), Some(from)) = (place.get_mut(..length), rest.get(..length)) {
+                    to.copy_from_slice(from);
+                }
+            })?;
+            first += count;
+        }
+        maker.map_pages(
+            space,
+            segment.address,
+            frames,
+            segment.frames,
+            segment.flags,
+        )?;
+    }
+    Ok(())
+}
+
+fn new_thread(
+    maker: &mut Maker,
+    space: Cap<cap::AddressSpace>,
+    order: &Order<'_>,
+    priority: u8,
+    cpu: u32,
+    block: u32,
+) -> Result<(Cap<cap::Thread>, Cap<cap::SchedContext>), Status> {
+    let thread: Cap<cap::Thread> = maker.one(0)?;
+    let sched: Cap<cap::SchedContext> = maker.one(0)?;
+    sched.set(Cap::new(boot::SLOT_CPUS), cpu, priority, 1, 1)?;
+    sched.bind(thread)?;
+    order.fault.bind_faults(thread)?;
+    let buffer = local::block(block) + local::BUFFER_OFFSET;
+    maker.map(thread, space, buffer, READ_WRITE)?;
+    Ok((thread, sched))
+}
+
+fn further_thread(
+    maker: &mut Maker,
+    space: Cap<cap::AddressSpace>,
+    order: &Order<'_>,
+    wiring: &mut Wiring,
+    priority: u8,
+    cpu: u32,
+    threads: &mut Vec<Cap<cap::Thread>>,
+) -> Result<ThreadRight, Status> {
+    let block = threads.len() as u32;
+    let (thread, sched) = new_thread(maker, space, order, priority, cpu, block)?;
+    maker.pages(
+        space,
+        local::block(block) + local::STACK_END - THREAD_STACK_BYTES,
+        (THREAD_STACK_BYTES / FRAME) as u32,
+        READ_WRITE,
+    )?;
+    threads.push(thread);
+    Ok(ThreadRight {
+        thread: wiring.give(thread, Rights::ALL, 0)?,
+        sched: wiring.give(sched, Rights::ALL, 0)?,
+        cpu,
+        block,
+    })
+}
+
+fn wire(
+    tools: &Tools,
+    wiring: &mut Wiring,
+    order: &Order<'_>,
+    facts: &mut Startup,
+) -> Result<(), StartError> {
+    for connection in order.connections {
+        let slot = wiring
+            .give(connection.endpoint, connection.rights, connection.badge)
+            .during("wire it")?;
+        let wire = Wire {
+            interface: name(&connection.interface),
+            server: name(&connection.server),
+            slot,
+        };
+        facts
+            .wires
+            .push(wire)
+            .map_err(|_| StartError::TooMany("needs"))?;
+    }
+    for (interface, endpoint) in order.serves {
+        let serve = Serve {
+            interface: name(interface),
+            slot: wiring
+                .give(*endpoint, Rights::RECEIVE.or(Rights::GRANT), 0)
+                .during("wire it")?,
+        };
+        facts
+            .serves
+            .push(serve)
+            .map_err(|_| StartError::TooMany("interfaces"))?;
+    }
+    for ports in &order.component.ports {
+        let range = u64::from(ports.first) | u64::from(ports.count) << 32;
+        let right = PortsRight {
+            first: ports.first,
+            count: ports.count,
+            slot: wiring
+                .give(tools.ports, Rights::ALL, range)
+                .during("give it its ports")?,
+        };
+        facts
+            .ports
+            .push(right)
+            .map_err(|_| StartError::TooMany("port ranges"))?;
+    }
+    for &line in &order.component.interrupts {
+        let right = LineRight {
+            line,
+            slot: wiring
+                .give(tools.interrupts, Rights::ALL, u64::from(line) | 1 << 32)
+                .during("give it its interrupts")?,
+        };
+        facts
+            .lines
+            .push(right)
+            .map_err(|_| StartError::TooMany("interrupts"))?;
+    }
+    Ok(())
+}
+
+/// Files of the archive in a component's address space.
+struct Files {
+    space: Cap<cap::AddressSpace>,
+    next: u64,
+}
+
+impl Files {
+    /// Maps a file read-only, by the frames of the archive it lies in.
+    fn map(&mut self, tools: &Tools, maker: &mut Maker, file: &str) -> Result<File, StartError> {
+        let (offset, content) = tools
+            .archive
+            .file(file)
+            .ok_or_else(|| StartError::NoFile(file.into()))?;
+        let bytes = content.len() as u64;
+        // The same offset in a large page as in the archive, so that large pages fit.
+        let address = self.next + offset % LARGE;
+        self.next += (bytes + 2 * LARGE).next_multiple_of(FILE_SPACING);
+        let mut at = offset & !(FRAME - 1);
+        let end = (offset + bytes).next_multiple_of(FRAME);
+        while at < end {
+            let part = (LARGE - at % LARGE).min(end - at);
+            let frame = Cap::<cap::Frame>::new(tools.info.archive_slot + (at / LARGE) as u32);
+            maker
+                .map_part(frame, at % LARGE, part, self.space, address - offset + at)
+                .during("map its files")?;
+            at += part;
+        }
+        Ok(File {
+            name: file
+                .try_into()
+                .map_err(|_| StartError::TooMany("letters in a file's name"))?,
+            address,
+            bytes,
+        })
+    }
+}
+
+fn add_guest(
+    tools: &Tools,
+    maker: &mut Maker,
+    order: &Order<'_>,
+    guest: &GuestParts<'_>,
+    wiring: &mut Wiring,
+    files: &mut Files,
+    threads: &mut Vec<Cap<cap::Thread>>,
+) -> Result<GuestStart, StartError> {
+    let mut start = guest.start.clone();
+    start.memory_address = startup::GUEST_ADDRESS;
+    start.memory_bytes = u64::from(guest.count) * LARGE;
+    let frame = |index: u32| Cap::<cap::Frame>::new(guest.frames.slot() + index);
+    for index in 0..guest.count {
+        let address = start.memory_address + u64::from(index) * LARGE;
+        maker
+            .map(frame(index), files.space, address, READ_WRITE)
+            .during("map the guest's memory")?;
+    }
+    if let Some((kernel, initrd)) = guest.files {
+        start.kernel = Some(files.map(tools, maker, kernel)?);
+        start.initrd = initrd
+            .map(|initrd| files.map(tools, maker, initrd))
+            .transpose()?;
+        return Ok(start);
+    }
+    start.frame_slot = wiring.next;
+    start.frame_count = guest.count;
+    for index in 0..guest.count {
+        wiring
+            .give(frame(index), Rights::ALL, 0)
+            .during("give it the guest's memory")?;
+    }
+    // Below the VMM's own threads, so that its service thread is never kept waiting by a guest.
+    let priority = order.component.priority.saturating_sub(1);
+    for &cpu in guest.cpus {
+        let right = further_thread(maker, files.space, order, wiring, priority, cpu, threads)
+            .during("make its vCPU threads")?;
+        start
+            .vcpu_threads
+            .push(right)
+            .map_err(|_| StartError::TooMany("vCPUs"))?;
+    }
+    Ok(start)
+}
+
+fn start_up_pages(
+    window: &mut Window,
+    maker: &mut Maker,
+    space: Cap<cap::AddressSpace>,
+    facts: &Startup,
+) -> Result<(), StartError> {
+    let count = (STARTUP_BYTES as u64 / FRAME) as u32;
+    let frames = maker
+        .many(sdk::memory::ORDER_4K, count)
+        .during("make its start-up pages")?;
+    window
+        .with(frames, count, READ_WRITE, |pages| {
+            startup::write(facts, pages)
+        })
+        .during("write its start-up pages")?
+        .map_err(|_| StartError::TooMany("facts to tell"))?;
+    maker
+        .map_pages(space, boot::INFO_ADDRESS, frames, count, READ)
+        .during("map its start-up pages")
+}
