@@ -46,11 +46,15 @@ pub enum Next {
     /// Waits as long as [`crate::Domain::is_blocked`] says so, calling
     /// [`crate::Domain::expire`] at [`crate::Domain::next_deadline`].
     Block,
+    /// Calls again: the instruction pointer stays on the instruction, the number's register as it
+    /// was, and these become the arguments. So long operations stay preemptible.
+    Restart([u64; 6]),
     /// Stops: the vCPU is down or the domain has shut down.
     Stop,
 }
 
-/// The answer to a hypercall. The instruction pointer moves past the instruction in every case.
+/// The answer to a hypercall. The instruction pointer moves past the instruction and the result is
+/// stored, except for [`Next::Restart`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// New RAX of a 64-bit caller; a 32-bit caller's EAX is its low half.

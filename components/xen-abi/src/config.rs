@@ -52,6 +52,11 @@ pub struct Config {
     pub store_gfn: u64,
     /// Guest frame of the console ring, 0 if there is none.
     pub console_gfn: u64,
+    /// Whether the guest has an interrupt controller that `HVM_PARAM_CALLBACK_IRQ` may name a line
+    /// of (an HVM guest's). Xen's PVH guests have not; line callbacks are then ignored.
+    pub callback_lines: bool,
+    /// Whether the guest's CPUs have RDTSCP.
+    pub rdtscp: bool,
     /// The domain's UUID (`XENVER_guest_handle`).
     pub uuid: [u8; 16],
 }

@@ -1,88 +1,226 @@
-//! The state of one domain, and the entry points that the VMM calls.
+//! The state of one domain, its creation, and the dispatch of its hypercalls.
 
-use crate::call::{Next, Outcome, Registers};
+use alloc::vec::Vec;
+
+use crate::access::{Caller, Reply};
+use crate::call::{Mode, Next, Outcome, Registers, Width};
 use crate::config::{Config, ConfigError};
-use crate::env::{Env, LegacyLine, ServiceId};
+use crate::env::{Env, ShutdownReason};
 use crate::errno::Errno;
-use crate::memory::GuestMemory;
+use crate::event::Ports;
+use crate::grant::GrantTable;
+use crate::hvm::{PARAMETERS, initial_parameters};
+use crate::memory::{GuestMemory, SpecialFrame};
+use crate::sched::Watchdogs;
+use crate::time::TscScale;
+use crate::upcall::Callback;
+use crate::vcpu::Vcpu;
+use crate::{MAX_GRANT_FRAMES, MAX_VCPUS, PAGE_SIZE};
+
+/// `DOMID_SELF`.
+pub(crate) const DOMID_SELF: u16 = 0x7ff0;
+
+/// Hypercall numbers (`public/xen.h`) that an HVM domain's table has an entry for.
+pub(crate) mod number {
+    pub const PLATFORM_OP: u64 = 7;
+    pub const MEMORY_OP: u64 = 12;
+    pub const MULTICALL: u64 = 13;
+    pub const SET_TIMER_OP: u64 = 15;
+    pub const XEN_VERSION: u64 = 17;
+    pub const CONSOLE_IO: u64 = 18;
+    pub const GRANT_TABLE_OP: u64 = 20;
+    pub const VM_ASSIST: u64 = 21;
+    pub const VCPU_OP: u64 = 24;
+    pub const MMUEXT_OP: u64 = 26;
+    pub const SCHED_OP: u64 = 29;
+    pub const EVENT_CHANNEL_OP: u64 = 32;
+    pub const PHYSDEV_OP: u64 = 33;
+    pub const HVM_OP: u64 = 34;
+    pub const SYSCTL: u64 = 35;
+    pub const DOMCTL: u64 = 36;
+    pub const XENPMU_OP: u64 = 40;
+    pub const DM_OP: u64 = 41;
+    pub const HYPFS_OP: u64 = 42;
+}
 
 /// One guest.
 #[derive(Debug)]
 pub struct Domain {
-    config: Config,
+    pub(crate) config: Config,
+    pub(crate) scale: TscScale,
+    /// Layout of shared info, latched from the guest's mode.
+    pub(crate) width: Width,
+    pub(crate) vcpus: Vec<Vcpu>,
+    pub(crate) ports: Ports,
+    /// vCPUs that block in `SCHEDOP_poll`.
+    pub(crate) pollers: u32,
+    pub(crate) parameters: [u64; PARAMETERS],
+    pub(crate) callback: Callback,
+    pub(crate) shared_info_gfn: Option<u64>,
+    pub(crate) grants: GrantTable,
+    pub(crate) watchdogs: Watchdogs,
+    pub(crate) shutdown_code: Option<u8>,
+    pub(crate) shut_down: bool,
+    /// `VMASST_TYPE_runstate_update_flag`.
+    pub(crate) runstate_update_flag: bool,
 }
 
 impl Domain {
-    /// A domain whose vCPU 0 is up and whose others are down. Writes shared info.
-    pub fn new<M: GuestMemory>(config: Config, _memory: &M) -> Result<Domain, ConfigError> {
-        Ok(Domain { config })
+    /// A domain whose vCPU 0 is up and whose others are down and not initialised. Writes shared
+    /// info through `memory`, which must reach the special frames.
+    pub fn new<M: GuestMemory>(config: Config, memory: &M) -> Result<Domain, ConfigError> {
+        if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
+            return Err(ConfigError::Vcpus);
+        }
+        if config.grant_frames == 0 || config.grant_frames > MAX_GRANT_FRAMES {
+            return Err(ConfigError::GrantFrames);
+        }
+        let scale = TscScale::new(config.tsc, config.tsc_at_start)?;
+        let last = SpecialFrame::GrantTable(config.grant_frames - 1).address();
+        let mut probe = [0; 1];
+        for at in [last + PAGE_SIZE - 1, SpecialFrame::SharedInfo.address()] {
+            memory
+                .read(at, &mut probe)
+                .map_err(|_| ConfigError::SpecialFrames)?;
+        }
+        let domain = Domain {
+            scale,
+            width: Width::Bits64,
+            vcpus: (0..config.vcpus).map(Vcpu::new).collect(),
+            ports: Ports::new(),
+            pollers: 0,
+            parameters: initial_parameters(&config),
+            callback: Callback::None,
+            shared_info_gfn: None,
+            grants: GrantTable::new(config.grant_frames),
+            watchdogs: Watchdogs::default(),
+            shutdown_code: None,
+            shut_down: false,
+            runstate_update_flag: false,
+            config,
+        };
+        for vcpu in 0..domain.config.vcpus {
+            domain.publish_time(vcpu, memory);
+        }
+        domain
+            .publish_wallclock(memory)
+            .map_err(|_| ConfigError::SpecialFrames)?;
+        Ok(domain)
     }
 
     /// Answers one hypercall of `vcpu`.
     pub fn hypercall<M: GuestMemory, E: Env>(
         &mut self,
-        _vcpu: u32,
-        _registers: &Registers,
-        _memory: &M,
-        _env: &mut E,
+        vcpu: u32,
+        registers: &Registers,
+        memory: &M,
+        env: &mut E,
     ) -> Outcome {
-        Outcome {
-            result: Errno::NoSys.as_return() as u64,
+        let width = match registers.mode {
+            Mode::Bits64 => Width::Bits64,
+            Mode::Real | Mode::Vm86 | Mode::Bits32 => Width::Bits32,
+        };
+        let mut caller = Caller {
+            memory,
+            env,
+            vcpu,
+            width,
             next: Next::Continue,
+        };
+        let permitted = match registers.mode {
+            Mode::Vm86 => false,
+            Mode::Real => true,
+            Mode::Bits32 | Mode::Bits64 => registers.cpl == 0,
+        };
+        let reply = if !permitted {
+            Err(Errno::Perm)
+        } else if vcpu >= self.config.vcpus {
+            Err(Errno::Inval)
+        } else if registers.number == number::MULTICALL {
+            self.multicall(&mut caller, registers.arguments)
+        } else {
+            self.dispatch(&mut caller, registers.number, registers.arguments)
+        };
+        Outcome {
+            result: to_register(reply, width),
+            next: caller.next,
         }
     }
 
-    /// Allocates a port of the guest that leads to a service of the VMM's side.
-    pub fn alloc_service_port(&mut self, _service: ServiceId) -> Result<u32, Errno> {
-        Err(Errno::NoSys)
-    }
-
-    /// Makes a service's port pending in the guest.
-    pub fn notify_guest<M: GuestMemory, E: Env>(
+    /// Every hypercall but multicall, which must not nest. One `match`: what is absent here is
+    /// absent from Xen's table for HVM domains.
+    pub(crate) fn dispatch<M: GuestMemory, E: Env>(
         &mut self,
-        _port: u32,
-        _memory: &M,
-        _env: &mut E,
-    ) -> Result<(), Errno> {
-        Err(Errno::NoSys)
+        caller: &mut Caller<M, E>,
+        number: u64,
+        arguments: [u64; 6],
+    ) -> Reply {
+        let arguments = match caller.width {
+            Width::Bits32 => arguments.map(|argument| argument & 0xffff_ffff),
+            Width::Bits64 => arguments,
+        };
+        let number = match caller.width {
+            Width::Bits32 => number & 0xffff_ffff,
+            Width::Bits64 => number,
+        };
+        let [a, b, c, _, _, _] = arguments;
+        match number {
+            number::EVENT_CHANNEL_OP => self.event_channel_op(caller, a as u32, b),
+            number::SCHED_OP => self.sched_op(caller, a as u32, b),
+            number::XEN_VERSION => self.xen_version(caller, a as u32, b),
+            number::VCPU_OP => self.vcpu_op(caller, a as u32, b as u32, c),
+            number::SET_TIMER_OP => self.set_timer_op(caller, a, b),
+            number::MEMORY_OP => self.memory_op(caller, arguments),
+            number::GRANT_TABLE_OP => self.grant_table_op(caller, arguments),
+            number::HVM_OP => self.hvm_op(caller, a, b),
+            number::CONSOLE_IO => self.console_io(caller, arguments),
+            number::VM_ASSIST => self.vm_assist(a as u32, b as u32),
+            number::PHYSDEV_OP => self.physdev_op(caller, a as u32, b),
+            number::MMUEXT_OP => self.mmuext_op(arguments[3] as u32),
+            number::PLATFORM_OP => self.platform_op(caller, a),
+            number::SYSCTL => self.sysctl(caller, a),
+            number::DOMCTL => self.domctl(caller, a),
+            number::DM_OP => self.dm_op(a as u16),
+            // An HVM domain has a local APIC, so its PMU is not Xen's paravirtual one.
+            number::XENPMU_OP => Err(Errno::OpNotSupp),
+            number::HYPFS_OP => Err(Errno::Perm),
+            _ => Err(Errno::NoSys),
+        }
     }
 
-    /// The vector to inject now past the local APIC, if an upcall is pending.
-    pub fn pending_upcall<M: GuestMemory>(&self, _vcpu: u32, _memory: &M) -> Option<u8> {
-        None
+    /// A domain id that must be the caller's own: `Perm` for one that Xen's default policy would
+    /// refuse, `Srch` for one that does not exist. Only this domain exists here.
+    pub(crate) fn require_self(&self, domid: u16) -> Result<(), Errno> {
+        if domid == DOMID_SELF || domid == self.config.domid {
+            Ok(())
+        } else {
+            Err(Errno::Srch)
+        }
     }
 
-    /// The line of the callback and its level, if the callback is one.
-    pub fn callback_line<M: GuestMemory>(&self, _memory: &M) -> Option<(LegacyLine, bool)> {
-        None
+    /// Bytes in an `unsigned long` of shared info's layout.
+    pub(crate) fn word_of_shared_info(&self) -> u64 {
+        match self.width {
+            Width::Bits32 => 4,
+            Width::Bits64 => 8,
+        }
     }
 
-    /// Whether the vCPU still waits for what [`Next::Block`] began.
-    pub fn is_blocked(&self, _vcpu: u32) -> bool {
-        false
+    /// Shuts the domain down, once; the first code given counts.
+    pub(crate) fn shut_down<E: Env>(&mut self, code: u8, env: &mut E) {
+        let code = *self.shutdown_code.get_or_insert(code);
+        if !self.shut_down {
+            self.shut_down = true;
+            env.shutdown(ShutdownReason::from_code(code));
+        }
     }
+}
 
-    /// System time, in ns, of a guest TSC.
-    pub fn system_time(&self, _tsc: u64) -> u64 {
-        0
-    }
-
-    /// The guest TSC at which system time will be `ns`, rounded up.
-    pub fn tsc_at(&self, _ns: u64) -> u64 {
-        0
-    }
-
-    /// Earliest deadline of the vCPU's timers and polls, in ns of system time.
-    pub fn next_deadline(&self, _vcpu: u32) -> Option<u64> {
-        None
-    }
-
-    /// Fires what is due of the vCPU's timers and polls.
-    pub fn expire<M: GuestMemory, E: Env>(&mut self, _vcpu: u32, _memory: &M, _env: &mut E) {}
-
-    /// Xen's CPUID leaves: EAX, EBX, ECX, EDX; `None` outside 0x40000000..=0x400000ff.
-    pub fn cpuid(&self, _vcpu: u32, _leaf: u32, _subleaf: u32) -> Option<[u32; 4]> {
-        let _ = &self.config;
-        None
+/// Errors as Xen returns them: negative, in the width of the caller.
+pub(crate) fn to_register(reply: Reply, width: Width) -> u64 {
+    let value = reply.unwrap_or_else(Errno::as_return) as u64;
+    match width {
+        Width::Bits32 => value & 0xffff_ffff,
+        Width::Bits64 => value,
     }
 }

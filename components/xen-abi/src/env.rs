@@ -14,20 +14,37 @@ pub enum Access {
 
 /// Why a domain shut down: `SHUTDOWN_*` of `public/sched.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub enum ShutdownReason {
-    /// It wants to be switched off.
-    PowerOff = 0,
-    /// It wants to be started anew.
-    Reboot = 1,
-    /// It is ready to be saved.
-    Suspend = 2,
-    /// It reports its own crash.
-    Crash = 3,
-    /// Its watchdog expired.
-    Watchdog = 4,
-    /// It wants a new kernel over the same memory.
-    SoftReset = 5,
+    /// 0: it wants to be switched off.
+    PowerOff,
+    /// 1: it wants to be started anew.
+    Reboot,
+    /// 2: it is ready to be saved.
+    Suspend,
+    /// 3: it reports its own crash.
+    Crash,
+    /// 4: its watchdog expired.
+    Watchdog,
+    /// 5: it wants a new kernel over the same memory.
+    SoftReset,
+    /// A code that Xen 4.17 does not define.
+    Unknown(u8),
+}
+
+impl ShutdownReason {
+    /// The reason that a code stands for.
+    #[must_use]
+    pub const fn from_code(code: u8) -> ShutdownReason {
+        match code {
+            0 => ShutdownReason::PowerOff,
+            1 => ShutdownReason::Reboot,
+            2 => ShutdownReason::Suspend,
+            3 => ShutdownReason::Crash,
+            4 => ShutdownReason::Watchdog,
+            5 => ShutdownReason::SoftReset,
+            other => ShutdownReason::Unknown(other),
+        }
+    }
 }
 
 /// Names one service of the VMM's side (xenstore, console) to which event channels lead.
@@ -154,24 +171,20 @@ pub trait Env {
     /// The domain shut down. Every vCPU must stop before its next instruction.
     fn shutdown(&mut self, reason: ShutdownReason);
 
-    /// Bytes for the hypervisor's console, at most 128 at a time.
+    /// Printable ASCII, tabs and newlines for the hypervisor's console, at most 128 at a time.
     fn console_write(&mut self, bytes: &[u8]);
 
-    /// Takes bytes that were typed for this domain, if there are any.
-    fn console_read(&mut self, buffer: &mut [u8]) -> usize;
-
-    /// Maps a special frame at guest frame `gfn`, in place of what is there. The frame leaves the
-    /// place it was mapped before.
+    /// Maps a special frame at guest frame `gfn`, in place of what is there (RAM there is given
+    /// back). The frame leaves the place it was mapped before.
     fn map_special(&mut self, frame: SpecialFrame, gfn: u64) -> Result<(), MapError>;
 
-    /// Moves the RAM page at `from` to `to`.
-    fn move_page(&mut self, from: u64, to: u64) -> Result<(), MapError>;
-
-    /// Takes the page at `gfn` out of the guest's physical map. Answers whether there was RAM.
+    /// Takes what is mapped at `gfn`, RAM or a special frame, out of the guest's physical map.
+    /// Answers whether there was anything.
     fn remove_page(&mut self, gfn: u64) -> bool;
 
-    /// Gives the guest a zeroed RAM page at `gfn`. A page that is there already is kept.
-    fn populate_page(&mut self, gfn: u64) -> Result<(), MapError>;
+    /// Gives the guest a zeroed RAM page at `gfn`. Answers `false`, and keeps what is there, if
+    /// something is mapped there already.
+    fn populate_page(&mut self, gfn: u64) -> Result<bool, MapError>;
 
     /// Whether RAM is mapped at `gfn`.
     fn is_ram(&mut self, gfn: u64) -> bool;

@@ -13,6 +13,8 @@ pub enum Errno {
     Srch = 3,
     /// I/O error.
     Io = 5,
+    /// No such device or address.
+    NxIo = 6,
     /// List too long.
     TooBig = 7,
     /// Try again.
@@ -27,10 +29,14 @@ pub enum Errno {
     Busy = 16,
     /// Already there.
     Exist = 17,
+    /// No such device.
+    NoDev = 19,
     /// Invalid argument.
     Inval = 22,
     /// No space left, here: no free port.
     NoSpc = 28,
+    /// Argument outside the function's domain.
+    Dom = 33,
     /// Outside the allowed range.
     Range = 34,
     /// Not implemented.
@@ -39,6 +45,8 @@ pub enum Errno {
     NoData = 61,
     /// Value too large.
     Overflow = 75,
+    /// Illegal sequence: a continuation past its list.
+    IlSeq = 84,
     /// Not supported.
     OpNotSupp = 95,
 }

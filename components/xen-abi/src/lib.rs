@@ -13,12 +13,30 @@
 
 extern crate alloc;
 
+mod access;
 mod call;
 mod config;
+mod cpuid;
 mod domain;
 mod env;
 mod errno;
+mod event;
+mod grant;
+mod hvm;
+mod hypercall_page;
 mod memory;
+mod memory_op;
+mod multicall;
+mod privileged;
+mod runstate;
+mod sched;
+mod shared_info;
+mod start;
+mod time;
+mod timer;
+mod upcall;
+mod vcpu;
+mod version;
 
 pub use call::{Mode, Next, Outcome, Registers, Width};
 pub use config::{Config, ConfigError, MapEntry, TscMode};
@@ -28,7 +46,10 @@ pub use env::{
     VcpuStart32, VcpuStart64,
 };
 pub use errno::Errno;
+pub use grant::MAX_GRANT_FRAMES;
+pub use hypercall_page::{GeneralProtection, HYPERCALL_PAGE_MSR, Vendor, hypercall_page};
 pub use memory::{GuestMemory, SpecialFrame, TestMemory, Unbacked};
+pub use runstate::RunstateKind;
 
 /// Most vCPUs of one domain: HVM_MAX_VCPUS of Xen 4.17 (`public/hvm/hvm_info_table.h`).
 pub const MAX_VCPUS: u32 = 128;

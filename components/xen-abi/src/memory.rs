@@ -48,7 +48,8 @@ impl SpecialFrame {
 /// A guest's memory by guest-physical address, and the special frames by their synthetic
 /// addresses. Frames that the guest has mapped are reached by both addresses.
 ///
-/// All word operations need natural alignment; they answer [`Unbacked`] without it.
+/// The word operations need natural alignment and answer [`Unbacked`] without it; they are
+/// sequentially consistent.
 pub trait GuestMemory {
     /// Copies out of memory; all or nothing.
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Unbacked>;
@@ -56,19 +57,12 @@ pub trait GuestMemory {
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Unbacked>;
     /// One 4-byte load.
     fn read_u32(&self, address: u64) -> Result<u32, Unbacked>;
-    /// One 8-byte load.
-    fn read_u64(&self, address: u64) -> Result<u64, Unbacked>;
-    /// Locked OR of 4 bytes; answers the old value. Sequentially consistent, as are the others.
+    /// One 4-byte store.
+    fn write_u32(&self, address: u64, value: u32) -> Result<(), Unbacked>;
+    /// Locked OR of 4 bytes; answers the old value.
     fn fetch_or_u32(&self, address: u64, bits: u32) -> Result<u32, Unbacked>;
-    /// Locked OR of 8 bytes; answers the old value.
-    fn fetch_or_u64(&self, address: u64, bits: u64) -> Result<u64, Unbacked>;
     /// Locked AND of 4 bytes; answers the old value.
     fn fetch_and_u32(&self, address: u64, bits: u32) -> Result<u32, Unbacked>;
-    /// Locked AND of 8 bytes; answers the old value.
-    fn fetch_and_u64(&self, address: u64, bits: u64) -> Result<u64, Unbacked>;
-    /// Locked compare-exchange of 4 bytes; answers the value found, equal to `current` if `new`
-    /// was stored.
-    fn compare_exchange_u32(&self, address: u64, current: u32, new: u32) -> Result<u32, Unbacked>;
 }
 
 /// A `Vec` from guest-physical 0 and another for the special frames: for host tests, here and in
@@ -96,28 +90,15 @@ impl TestMemory {
         }
     }
 
-    fn update<const N: usize>(
-        &self,
-        address: u64,
-        change: impl FnOnce([u8; N]) -> [u8; N],
-    ) -> Result<[u8; N], Unbacked> {
-        if !address.is_multiple_of(N as u64) {
+    fn update(&self, address: u64, change: impl FnOnce(u32) -> u32) -> Result<u32, Unbacked> {
+        if !address.is_multiple_of(4) {
             return Err(Unbacked);
         }
-        let mut old = [0; N];
+        let mut old = [0; 4];
         self.read(address, &mut old)?;
-        self.write(address, &change(old))?;
+        let old = u32::from_le_bytes(old);
+        self.write(address, &change(old).to_le_bytes())?;
         Ok(old)
-    }
-
-    fn update_u32(&self, address: u64, change: impl FnOnce(u32) -> u32) -> Result<u32, Unbacked> {
-        self.update(address, |old| change(u32::from_le_bytes(old)).to_le_bytes())
-            .map(u32::from_le_bytes)
-    }
-
-    fn update_u64(&self, address: u64, change: impl FnOnce(u64) -> u64) -> Result<u64, Unbacked> {
-        self.update(address, |old| change(u64::from_le_bytes(old)).to_le_bytes())
-            .map(u64::from_le_bytes)
     }
 }
 
@@ -143,30 +124,18 @@ impl GuestMemory for TestMemory {
     }
 
     fn read_u32(&self, address: u64) -> Result<u32, Unbacked> {
-        self.update_u32(address, |old| old)
+        self.update(address, |old| old)
     }
 
-    fn read_u64(&self, address: u64) -> Result<u64, Unbacked> {
-        self.update_u64(address, |old| old)
+    fn write_u32(&self, address: u64, value: u32) -> Result<(), Unbacked> {
+        self.update(address, |_| value).map(|_| ())
     }
 
     fn fetch_or_u32(&self, address: u64, bits: u32) -> Result<u32, Unbacked> {
-        self.update_u32(address, |old| old | bits)
-    }
-
-    fn fetch_or_u64(&self, address: u64, bits: u64) -> Result<u64, Unbacked> {
-        self.update_u64(address, |old| old | bits)
+        self.update(address, |old| old | bits)
     }
 
     fn fetch_and_u32(&self, address: u64, bits: u32) -> Result<u32, Unbacked> {
-        self.update_u32(address, |old| old & bits)
-    }
-
-    fn fetch_and_u64(&self, address: u64, bits: u64) -> Result<u64, Unbacked> {
-        self.update_u64(address, |old| old & bits)
-    }
-
-    fn compare_exchange_u32(&self, address: u64, current: u32, new: u32) -> Result<u32, Unbacked> {
-        self.update_u32(address, |old| if old == current { new } else { old })
+        self.update(address, |old| old & bits)
     }
 }

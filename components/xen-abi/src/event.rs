@@ -1,0 +1,442 @@
+//! Event channels, 2-level ABI: the port table and `HVMOP`-independent semantics of
+//! `event_channel_op` (`public/event_channel.h`). Who learns of an event, and how, is `upcall.rs`.
+//!
+//! A port's other end is in this domain or a service of the VMM's side; other domains come with
+//! the issue that brings backends.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::access::{Caller, Fields, Reply};
+use crate::domain::{DOMID_SELF, Domain};
+use crate::env::{Env, ServiceId};
+use crate::errno::Errno;
+use crate::memory::GuestMemory;
+use crate::shared_info::{Layout, test_and_clear};
+
+/// Ports of the native 2-level ABI.
+const MAX_PORTS: u32 = 4096;
+/// Ports become valid by the bucket, as Xen's do (`EVTCHNS_PER_BUCKET`).
+const BUCKET: u32 = 64;
+/// `NR_VIRQS`.
+pub(crate) const VIRQS: usize = 24;
+/// `VIRQ_TIMER`.
+pub(crate) const VIRQ_TIMER: u32 = 0;
+
+/// `EVTCHNOP_*`.
+pub(crate) mod op {
+    pub const BIND_INTERDOMAIN: u32 = 0;
+    pub const BIND_VIRQ: u32 = 1;
+    pub const BIND_PIRQ: u32 = 2;
+    pub const CLOSE: u32 = 3;
+    pub const SEND: u32 = 4;
+    pub const STATUS: u32 = 5;
+    pub const ALLOC_UNBOUND: u32 = 6;
+    pub const BIND_IPI: u32 = 7;
+    pub const BIND_VCPU: u32 = 8;
+    pub const UNMASK: u32 = 9;
+    pub const RESET: u32 = 10;
+    pub const INIT_CONTROL: u32 = 11;
+    pub const EXPAND_ARRAY: u32 = 12;
+    pub const SET_PRIORITY: u32 = 13;
+    pub const RESET_CONT: u32 = 14;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Binding {
+    Free,
+    /// Port 0, so that zero never names a port.
+    Reserved,
+    Unbound {
+        remote: u16,
+    },
+    /// Bound to another port of this domain.
+    Loop {
+        peer: u32,
+    },
+    Service(ServiceId),
+    Virq(u32),
+    Ipi,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Port {
+    pub binding: Binding,
+    pub vcpu: u32,
+}
+
+const FREE: Port = Port {
+    binding: Binding::Free,
+    vcpu: 0,
+};
+
+#[derive(Debug)]
+pub(crate) struct Ports {
+    table: Vec<Port>,
+    /// Ports below are valid: they, or a later port of their bucket, were allocated once.
+    valid: u32,
+    /// No port below is free.
+    lowest_free: u32,
+}
+
+impl Ports {
+    pub fn new() -> Ports {
+        let mut table = vec![FREE; MAX_PORTS as usize];
+        table[0].binding = Binding::Reserved;
+        Ports {
+            table,
+            valid: BUCKET,
+            lowest_free: 1,
+        }
+    }
+
+    pub fn get(&self, port: u32) -> Option<&Port> {
+        if port < self.valid {
+            self.table.get(port as usize)
+        } else {
+            None
+        }
+    }
+
+    fn get_mut(&mut self, port: u32) -> Option<&mut Port> {
+        if port < self.valid {
+            self.table.get_mut(port as usize)
+        } else {
+            None
+        }
+    }
+
+    fn allocate(&mut self, limit: u32, binding: Binding, vcpu: u32) -> Result<u32, Errno> {
+        let free = self
+            .table
+            .iter()
+            .take(limit as usize)
+            .skip(self.lowest_free as usize)
+            .position(|port| port.binding == Binding::Free)
+            .ok_or(Errno::NoSpc)?;
+        let index = self.lowest_free as usize + free;
+        let port = self.table.get_mut(index).ok_or(Errno::NoSpc)?;
+        *port = Port { binding, vcpu };
+        let number = index as u32;
+        self.lowest_free = number + 1;
+        self.valid = self.valid.max((number / BUCKET + 1) * BUCKET);
+        Ok(number)
+    }
+
+    fn release(&mut self, port: u32) {
+        if let Some(entry) = self.get_mut(port) {
+            *entry = FREE;
+            self.lowest_free = self.lowest_free.min(port);
+        }
+    }
+
+    pub fn valid(&self) -> u32 {
+        self.valid
+    }
+}
+
+/// Whether a VIRQ is the domain's, not each vCPU's. `None`: no such VIRQ.
+fn virq_is_global(virq: u32) -> Option<bool> {
+    match virq {
+        // TIMER, DEBUG, XENOPROF, XENPMU.
+        0 | 1 | 7 | 13 => Some(false),
+        _ if (virq as usize) < VIRQS => Some(true),
+        _ => None,
+    }
+}
+
+impl Domain {
+    pub(crate) fn event_channel_op<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        command: u32,
+        argument: u64,
+    ) -> Reply {
+        match command {
+            op::SEND => {
+                let port = caller.fetch_u32(argument)?;
+                self.send_event(port, caller.memory, caller.env)
+            }
+            op::ALLOC_UNBOUND => {
+                let mut bytes: [u8; 8] = caller.fetch(argument)?;
+                self.require_self(bytes.u16_at(0))?;
+                let remote = self.resolve(bytes.u16_at(2));
+                let port = self.allocate_port(Binding::Unbound { remote }, 0)?;
+                bytes.put(4, &port.to_le_bytes());
+                caller.write(argument, &bytes).map(|()| 0)
+            }
+            op::BIND_INTERDOMAIN => {
+                let mut bytes: [u8; 12] = caller.fetch(argument)?;
+                self.require_self(bytes.u16_at(0))?;
+                let port = self.bind_loop(bytes.u32_at(4), caller.memory, caller.env)?;
+                bytes.put(8, &port.to_le_bytes());
+                caller.write(argument, &bytes).map(|()| 0)
+            }
+            op::BIND_VIRQ => {
+                let mut bytes: [u8; 12] = caller.fetch(argument)?;
+                let port = self.bind_virq(bytes.u32_at(0), bytes.u32_at(4))?;
+                bytes.put(8, &port.to_le_bytes());
+                caller.write(argument, &bytes).map(|()| 0)
+            }
+            op::BIND_IPI => {
+                let mut bytes: [u8; 8] = caller.fetch(argument)?;
+                let vcpu = bytes.u32_at(0);
+                self.vcpus.get(vcpu as usize).ok_or(Errno::NoEnt)?;
+                let port = self.allocate_port(Binding::Ipi, vcpu)?;
+                bytes.put(4, &port.to_le_bytes());
+                caller.write(argument, &bytes).map(|()| 0)
+            }
+            op::BIND_PIRQ => {
+                // A PVH guest has no physical interrupts: every number is past nr_pirqs.
+                let _: [u8; 12] = caller.fetch(argument)?;
+                Err(Errno::Inval)
+            }
+            op::CLOSE => {
+                let port = caller.fetch_u32(argument)?;
+                self.close_port(port, caller.memory).map(|()| 0)
+            }
+            op::STATUS => self.port_status(caller, argument),
+            op::BIND_VCPU => {
+                let bytes: [u8; 8] = caller.fetch(argument)?;
+                self.bind_vcpu(bytes.u32_at(0), bytes.u32_at(4)).map(|()| 0)
+            }
+            op::UNMASK => {
+                let port = caller.fetch_u32(argument)?;
+                let vcpu = self.ports.get(port).ok_or(Errno::Inval)?.vcpu;
+                self.unmask(port, vcpu, caller.memory, caller.env);
+                Ok(0)
+            }
+            op::RESET | op::RESET_CONT => {
+                let bytes: [u8; 2] = caller.fetch(argument)?;
+                self.require_self(bytes.u16_at(0))?;
+                for port in 1..self.ports.valid() {
+                    let _ = self.close_port(port, caller.memory);
+                }
+                Ok(0)
+            }
+            // As a Xen before 4.4 answers, so that guests stay with 2 levels.
+            op::INIT_CONTROL => Err(Errno::NoSys),
+            // Xen's answer without a FIFO control block.
+            op::EXPAND_ARRAY => {
+                let _: [u8; 8] = caller.fetch(argument)?;
+                Err(Errno::OpNotSupp)
+            }
+            op::SET_PRIORITY => {
+                let bytes: [u8; 8] = caller.fetch(argument)?;
+                self.ports.get(bytes.u32_at(0)).ok_or(Errno::Inval)?;
+                Err(Errno::NoSys)
+            }
+            _ => Err(Errno::NoSys),
+        }
+    }
+
+    /// Allocates a port of the guest that leads to a service of the VMM's side.
+    pub fn alloc_service_port(&mut self, service: ServiceId) -> Result<u32, Errno> {
+        self.allocate_port(Binding::Service(service), 0)
+    }
+
+    /// Makes a service's port pending in the guest. `Inval`: the guest has closed the port.
+    pub fn notify_guest<M: GuestMemory, E: Env>(
+        &mut self,
+        port: u32,
+        memory: &M,
+        env: &mut E,
+    ) -> Result<(), Errno> {
+        match self.ports.get(port) {
+            Some(&Port {
+                binding: Binding::Service(_),
+                vcpu,
+            }) => {
+                self.set_pending(port, vcpu, memory, env);
+                Ok(())
+            }
+            _ => Err(Errno::Inval),
+        }
+    }
+
+    /// Raises a VIRQ: a per-vCPU one at `vcpu`, a global one where its port is bound. Nothing
+    /// happens if the guest has not bound it.
+    pub fn raise_virq<M: GuestMemory, E: Env>(
+        &mut self,
+        vcpu: u32,
+        virq: u32,
+        memory: &M,
+        env: &mut E,
+    ) {
+        let owner = if virq_is_global(virq) == Some(true) {
+            0
+        } else {
+            vcpu
+        };
+        let port = self
+            .vcpus
+            .get(owner as usize)
+            .and_then(|state| state.virqs.get(virq as usize))
+            .copied()
+            .unwrap_or(0);
+        if let (1.., Some(&Port { vcpu: target, .. })) = (port, self.ports.get(port)) {
+            self.set_pending(port, target, memory, env);
+        }
+    }
+
+    fn allocate_port(&mut self, binding: Binding, vcpu: u32) -> Result<u32, Errno> {
+        let limit = Layout::of(self.width).ports();
+        self.ports.allocate(limit, binding, vcpu)
+    }
+
+    fn resolve(&self, domid: u16) -> u16 {
+        if domid == DOMID_SELF {
+            self.config.domid
+        } else {
+            domid
+        }
+    }
+
+    fn send_event<M: GuestMemory, E: Env>(&mut self, port: u32, memory: &M, env: &mut E) -> Reply {
+        let Some(&Port { binding, vcpu }) = self.ports.get(port) else {
+            return Err(Errno::Inval);
+        };
+        match binding {
+            Binding::Ipi => self.set_pending(port, vcpu, memory, env),
+            Binding::Service(service) => env.service_event(service),
+            Binding::Loop { peer } => {
+                if let Some(&Port { vcpu, .. }) = self.ports.get(peer) {
+                    self.set_pending(peer, vcpu, memory, env);
+                }
+            }
+            // Nobody is there yet: dropped in silence.
+            Binding::Unbound { .. } => {}
+            Binding::Free | Binding::Reserved | Binding::Virq(_) => return Err(Errno::Inval),
+        }
+        Ok(0)
+    }
+
+    fn bind_loop<M: GuestMemory, E: Env>(
+        &mut self,
+        remote: u32,
+        memory: &M,
+        env: &mut E,
+    ) -> Result<u32, Errno> {
+        let own = self.config.domid;
+        // Xen allocates the local port before it looks at the remote one, so a full table answers
+        // first, and a remote port equal to the new one is not unbound.
+        let local = self.allocate_port(Binding::Loop { peer: remote }, 0)?;
+        match self.ports.get_mut(remote) {
+            Some(port) if port.binding == (Binding::Unbound { remote: own }) => {
+                port.binding = Binding::Loop { peer: local };
+            }
+            _ => {
+                self.ports.release(local);
+                return Err(Errno::Inval);
+            }
+        }
+        // A notification sent before the ports were bound must not be lost.
+        self.set_pending(local, 0, memory, env);
+        Ok(local)
+    }
+
+    fn bind_virq(&mut self, virq: u32, vcpu: u32) -> Result<u32, Errno> {
+        let global = virq_is_global(virq).ok_or(Errno::Inval)?;
+        if global && vcpu != 0 {
+            return Err(Errno::Inval);
+        }
+        let state = self.vcpus.get(vcpu as usize).ok_or(Errno::NoEnt)?;
+        if state.virqs.get(virq as usize).is_none_or(|&port| port != 0) {
+            return Err(Errno::Exist);
+        }
+        let port = self.allocate_port(Binding::Virq(virq), vcpu)?;
+        self.set_virq_port(vcpu, virq, port);
+        Ok(port)
+    }
+
+    fn set_virq_port(&mut self, vcpu: u32, virq: u32, port: u32) {
+        if let Some(slot) = self
+            .vcpus
+            .get_mut(vcpu as usize)
+            .and_then(|state| state.virqs.get_mut(virq as usize))
+        {
+            *slot = port;
+        }
+    }
+
+    fn close_port<M: GuestMemory>(&mut self, port: u32, memory: &M) -> Result<(), Errno> {
+        let &Port { binding, vcpu } = self.ports.get(port).ok_or(Errno::Inval)?;
+        match binding {
+            Binding::Free | Binding::Reserved => return Err(Errno::Inval),
+            Binding::Virq(virq) => {
+                let owner = if virq_is_global(virq) == Some(true) {
+                    0
+                } else {
+                    vcpu
+                };
+                self.set_virq_port(owner, virq, 0);
+            }
+            Binding::Loop { peer } => {
+                let remote = self.config.domid;
+                if let Some(other) = self.ports.get_mut(peer) {
+                    other.binding = Binding::Unbound { remote };
+                }
+            }
+            Binding::Unbound { .. } | Binding::Service(_) | Binding::Ipi => {}
+        }
+        self.ports.release(port);
+        let layout = Layout::of(self.width);
+        if port < layout.ports() {
+            let _ = test_and_clear(memory, layout.pending, port);
+        }
+        Ok(())
+    }
+
+    fn port_status<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        argument: u64,
+    ) -> Reply {
+        let mut bytes: [u8; 24] = caller.fetch(argument)?;
+        self.require_self(bytes.u16_at(0))?;
+        let &Port { binding, vcpu } = self.ports.get(bytes.u32_at(4)).ok_or(Errno::Inval)?;
+        // EVTCHNSTAT_*.
+        let status: u32 = match binding {
+            Binding::Free | Binding::Reserved => 0,
+            Binding::Unbound { remote } => {
+                bytes.put(16, &remote.to_le_bytes());
+                1
+            }
+            Binding::Loop { peer } => {
+                bytes.put(16, &self.config.domid.to_le_bytes());
+                bytes.put(20, &peer.to_le_bytes());
+                2
+            }
+            // Services sit where Xen's guests expect dom0.
+            Binding::Service(service) => {
+                bytes.put(16, &0u16.to_le_bytes());
+                bytes.put(20, &service.0.to_le_bytes());
+                2
+            }
+            Binding::Virq(virq) => {
+                bytes.put(16, &virq.to_le_bytes());
+                4
+            }
+            Binding::Ipi => 5,
+        };
+        bytes.put(8, &status.to_le_bytes());
+        bytes.put(12, &vcpu.to_le_bytes());
+        caller.write(argument, &bytes).map(|()| 0)
+    }
+
+    fn bind_vcpu(&mut self, port: u32, vcpu: u32) -> Result<(), Errno> {
+        self.vcpus.get(vcpu as usize).ok_or(Errno::NoEnt)?;
+        let entry = self.ports.get_mut(port).ok_or(Errno::Inval)?;
+        match entry.binding {
+            Binding::Virq(virq) if virq_is_global(virq) != Some(true) => Err(Errno::Inval),
+            Binding::Virq(_)
+            | Binding::Unbound { .. }
+            | Binding::Loop { .. }
+            | Binding::Service(_) => {
+                entry.vcpu = vcpu;
+                Ok(())
+            }
+            Binding::Free | Binding::Reserved | Binding::Ipi => Err(Errno::Inval),
+        }
+    }
+}

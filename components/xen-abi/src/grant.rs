@@ -1,0 +1,421 @@
+//! `grant_table_op`, version 1 (`public/grant_table.h`): set-up of the table, copies within the
+//! domain, and refusals for domains that are not there. Other domains come with the issue that
+//! brings backends.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::PAGE_SIZE;
+use crate::access::{Caller, Fields, Reply};
+use crate::call::Next;
+use crate::domain::{DOMID_SELF, Domain};
+use crate::env::Env;
+use crate::errno::Errno;
+use crate::memory::{GuestMemory, SpecialFrame};
+
+/// `GNTTABOP_*`.
+pub(crate) mod op {
+    pub const MAP_GRANT_REF: u32 = 0;
+    pub const UNMAP_GRANT_REF: u32 = 1;
+    pub const SETUP_TABLE: u32 = 2;
+    pub const COPY: u32 = 5;
+    pub const QUERY_SIZE: u32 = 6;
+    pub const SET_VERSION: u32 = 8;
+    pub const GET_VERSION: u32 = 10;
+    pub const SWAP_GRANT_REF: u32 = 11;
+}
+
+/// `GNTST_*`.
+pub(crate) mod status {
+    pub const OKAY: i16 = 0;
+    pub const GENERAL_ERROR: i16 = -1;
+    pub const BAD_DOMAIN: i16 = -2;
+    pub const BAD_GNTREF: i16 = -3;
+    pub const BAD_HANDLE: i16 = -4;
+    pub const BAD_VIRT_ADDR: i16 = -5;
+    pub const PERMISSION_DENIED: i16 = -8;
+    pub const BAD_PAGE: i16 = -9;
+    pub const BAD_COPY_ARG: i16 = -10;
+}
+
+/// Most frames of a table, Xen's default limit.
+pub const MAX_GRANT_FRAMES: u32 = 64;
+
+/// Entries in a frame: `grant_entry_v1_t` has 8 bytes.
+const ENTRIES_PER_FRAME: u32 = 512;
+const ENTRY_SIZE: u64 = 8;
+/// `GTF_type_mask`, `GTF_permit_access`, `GTF_readonly`.
+const TYPE_MASK: u16 = 3;
+const PERMIT_ACCESS: u16 = 1;
+const READONLY: u16 = 4;
+/// `GNTMAP_device_map | GNTMAP_host_map`.
+const MAP_ANY: u32 = 3;
+/// `GNTCOPY_source_gref`, `GNTCOPY_dest_gref`.
+const COPY_SOURCE_GREF: u16 = 1;
+const COPY_DEST_GREF: u16 = 2;
+/// Commands carry an opaque position above these bits; only cache_flush takes one.
+const COMMAND_MASK: u32 = 0xfff;
+/// Operations done before the guest is re-entered.
+const BATCH: u32 = 32;
+
+/// Which frames are in use, and where the guest mapped them.
+#[derive(Debug)]
+pub(crate) struct GrantTable {
+    frames: u32,
+    gfns: Vec<Option<u64>>,
+}
+
+impl GrantTable {
+    pub fn new(most: u32) -> GrantTable {
+        GrantTable {
+            frames: 1,
+            gfns: vec![None; most as usize],
+        }
+    }
+
+    fn most(&self) -> u32 {
+        self.gfns.len() as u32
+    }
+
+    pub fn grow_to_hold(&mut self, index: u64) -> Result<u32, Errno> {
+        match u32::try_from(index) {
+            Ok(index) if index < self.most() => {
+                self.frames = self.frames.max(index + 1);
+                Ok(index)
+            }
+            _ => Err(Errno::Inval),
+        }
+    }
+
+    pub fn frame_at(&self, gfn: u64) -> Option<u32> {
+        self.gfns
+            .iter()
+            .position(|&mapped| mapped == Some(gfn))
+            .map(|index| index as u32)
+    }
+
+    pub fn set_gfn(&mut self, frame: u32, gfn: Option<u64>) {
+        if let Some(slot) = self.gfns.get_mut(frame as usize) {
+            *slot = gfn;
+        }
+    }
+
+    /// The address of an entry, if the table reaches so far.
+    fn entry(&self, reference: u32) -> Option<u64> {
+        let frame = reference / ENTRIES_PER_FRAME;
+        (frame < self.frames).then(|| {
+            SpecialFrame::GrantTable(frame).address()
+                + u64::from(reference % ENTRIES_PER_FRAME) * ENTRY_SIZE
+        })
+    }
+}
+
+/// One side of a copy.
+struct Side {
+    name: u64,
+    domid: u16,
+    offset: u16,
+    by_reference: bool,
+    writes: bool,
+}
+
+impl Domain {
+    pub(crate) fn grant_table_op<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        arguments: [u64; 6],
+    ) -> Reply {
+        let [command, list, count, ..] = arguments;
+        let (command, count) = (command as u32, count as u32);
+        // An HVM domain's filter sees the command with its opaque bits.
+        match command {
+            op::MAP_GRANT_REF
+            | op::UNMAP_GRANT_REF
+            | op::SETUP_TABLE
+            | op::COPY
+            | op::QUERY_SIZE
+            | op::SET_VERSION
+            | op::GET_VERSION
+            | op::SWAP_GRANT_REF => {}
+            _ => return Err(Errno::NoSys),
+        }
+        debug_assert_eq!(command & COMMAND_MASK, command);
+        if count > i32::MAX as u32 {
+            return Err(Errno::Inval);
+        }
+        match command {
+            op::SETUP_TABLE => self.setup_table(caller, list, count),
+            op::QUERY_SIZE => self.query_size(caller, list, count),
+            op::SET_VERSION => {
+                let version = caller.fetch_u32(list)?;
+                let reply = match version {
+                    1 => Ok(0),
+                    // As with max_grant_version=1.
+                    2 => Err(Errno::NoSys),
+                    _ => Err(Errno::Inval),
+                };
+                caller.write(list, &1u32.to_le_bytes())?;
+                reply
+            }
+            op::GET_VERSION => {
+                let domid = caller.fetch::<2>(list)?.u16_at(0);
+                self.require_self(domid)?;
+                caller.write(list.wrapping_add(4), &1u32.to_le_bytes())?;
+                Ok(0)
+            }
+            _ => self.batch(caller, command, arguments),
+        }
+    }
+
+    fn setup_table<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        at: u64,
+        count: u32,
+    ) -> Reply {
+        if count != 1 {
+            return Err(Errno::Inval);
+        }
+        let bytes: [u8; 12] = caller.fetch(at)?;
+        let list =
+            caller.fetch_word(at.wrapping_add(if caller.is_compat() { 12 } else { 16 }), 0)?;
+        let frames = bytes.u32_at(4);
+        let result = if self.require_self(bytes.u16_at(0)).is_err() {
+            status::BAD_DOMAIN
+        } else if frames > self.grants.most() {
+            status::GENERAL_ERROR
+        } else {
+            self.grants.frames = self.grants.frames.max(frames);
+            let mut result = status::OKAY;
+            for index in 0..frames {
+                // INVALID_GFN for a frame that the guest has not mapped.
+                let gfn = self.grants.gfns.get(index as usize).copied().flatten();
+                if caller
+                    .store_word(list, u64::from(index), gfn.unwrap_or(u64::MAX))
+                    .is_err()
+                {
+                    result = status::BAD_VIRT_ADDR;
+                }
+            }
+            result
+        };
+        caller.write(at.wrapping_add(8), &result.to_le_bytes())?;
+        Ok(0)
+    }
+
+    fn query_size<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        at: u64,
+        count: u32,
+    ) -> Reply {
+        if count != 1 {
+            return Err(Errno::Inval);
+        }
+        let mut bytes: [u8; 16] = caller.fetch(at)?;
+        if self.require_self(bytes.u16_at(0)).is_ok() {
+            bytes.put(4, &self.grants.frames.to_le_bytes());
+            bytes.put(8, &self.grants.most().to_le_bytes());
+            bytes.put(12, &status::OKAY.to_le_bytes());
+        } else {
+            bytes.put(12, &status::BAD_DOMAIN.to_le_bytes());
+        }
+        caller.write(at, &bytes)?;
+        Ok(0)
+    }
+
+    /// Operations on lists: each entry gets its own status.
+    fn batch<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        command: u32,
+        arguments: [u64; 6],
+    ) -> Reply {
+        let [_, list, count, ..] = arguments;
+        let count = count as u32;
+        // Bytes of an entry and place of its status.
+        let (size, place) = match (command, caller.is_compat()) {
+            (op::MAP_GRANT_REF, _) => (32, 18),
+            (op::UNMAP_GRANT_REF, _) => (24, 20),
+            (op::SWAP_GRANT_REF, _) => (12, 8),
+            (_, true) => (24, 20),
+            (_, false) => (40, 36),
+        };
+        for index in 0..count {
+            let at = list.wrapping_add(u64::from(index) * size);
+            if index == BATCH {
+                let mut arguments = arguments;
+                arguments[1] = at;
+                arguments[2] = u64::from(count - index);
+                caller.next = Next::Restart(arguments);
+                break;
+            }
+            let result = match command {
+                op::MAP_GRANT_REF => {
+                    let bytes: [u8; 20] = caller.fetch(at)?;
+                    self.map_grant(bytes.u32_at(8), bytes.u16_at(16))
+                }
+                // Nothing is ever mapped.
+                op::UNMAP_GRANT_REF => {
+                    let _: [u8; 22] = caller.fetch(at)?;
+                    status::BAD_HANDLE
+                }
+                op::SWAP_GRANT_REF => {
+                    let bytes: [u8; 8] = caller.fetch(at)?;
+                    self.swap_grants(caller.memory, bytes.u32_at(0), bytes.u32_at(4))
+                }
+                _ => self.copy_one(caller, at)?,
+            };
+            caller.write(at.wrapping_add(place), &result.to_le_bytes())?;
+        }
+        Ok(0)
+    }
+
+    fn map_grant(&self, flags: u32, domid: u16) -> i16 {
+        if flags & MAP_ANY == 0 {
+            status::BAD_GNTREF
+        } else if self.require_self(domid).is_ok() {
+            // A second mapping of the domain's own page is nothing that a guest needs.
+            status::GENERAL_ERROR
+        } else {
+            status::BAD_DOMAIN
+        }
+    }
+
+    fn swap_grants<M: GuestMemory>(&self, memory: &M, one: u32, other: u32) -> i16 {
+        let (Some(first), Some(second)) = (self.grants.entry(one), self.grants.entry(other)) else {
+            return status::BAD_GNTREF;
+        };
+        let (mut a, mut b) = ([0; ENTRY_SIZE as usize], [0; ENTRY_SIZE as usize]);
+        let done = memory
+            .read(first, &mut a)
+            .and_then(|()| memory.read(second, &mut b))
+            .and_then(|()| memory.write(first, &b))
+            .and_then(|()| memory.write(second, &a));
+        match done {
+            Ok(()) => status::OKAY,
+            Err(_) => status::GENERAL_ERROR,
+        }
+    }
+
+    fn copy_one<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        at: u64,
+    ) -> Result<i16, Errno> {
+        let (source, target, length) = if caller.is_compat() {
+            let bytes: [u8; 20] = caller.fetch(at)?;
+            let flags = bytes.u16_at(18);
+            let side = |offset: usize, gref, writes| Side {
+                name: u64::from(bytes.u32_at(offset)),
+                domid: bytes.u16_at(offset + 4),
+                offset: bytes.u16_at(offset + 6),
+                by_reference: flags & gref != 0,
+                writes,
+            };
+            let sides = (
+                side(0, COPY_SOURCE_GREF, false),
+                side(8, COPY_DEST_GREF, true),
+            );
+            (sides.0, sides.1, bytes.u16_at(16))
+        } else {
+            let bytes: [u8; 36] = caller.fetch(at)?;
+            let flags = bytes.u16_at(34);
+            let side = |offset: usize, gref, writes| Side {
+                name: bytes.u64_at(offset),
+                domid: bytes.u16_at(offset + 8),
+                offset: bytes.u16_at(offset + 10),
+                by_reference: flags & gref != 0,
+                writes,
+            };
+            let sides = (
+                side(0, COPY_SOURCE_GREF, false),
+                side(16, COPY_DEST_GREF, true),
+            );
+            (sides.0, sides.1, bytes.u16_at(32))
+        };
+        Ok(self
+            .copy_between(caller, &source, &target, length)
+            .map_or_else(|status| status, |()| status::OKAY))
+    }
+
+    fn copy_between<M: GuestMemory, E: Env>(
+        &self,
+        caller: &mut Caller<M, E>,
+        source: &Side,
+        target: &Side,
+        length: u16,
+    ) -> Result<(), i16> {
+        self.check_side_domain(source)?;
+        self.check_side_domain(target)?;
+        let from = self.page_of(caller, source)?;
+        let to = self.page_of(caller, target)?;
+        let fits = |side: &Side| u64::from(side.offset) + u64::from(length) <= PAGE_SIZE;
+        if !fits(source) || !fits(target) {
+            return Err(status::BAD_COPY_ARG);
+        }
+        let mut chunk = [0; 256];
+        let mut done = 0;
+        while done < u64::from(length) {
+            let take = (u64::from(length) - done).min(chunk.len() as u64);
+            let piece = chunk
+                .get_mut(..take as usize)
+                .ok_or(status::GENERAL_ERROR)?;
+            caller
+                .memory
+                .read(from + u64::from(source.offset) + done, piece)
+                .map_err(|_| status::GENERAL_ERROR)?;
+            caller
+                .memory
+                .write(to + u64::from(target.offset) + done, piece)
+                .map_err(|_| status::GENERAL_ERROR)?;
+            done += take;
+        }
+        Ok(())
+    }
+
+    fn check_side_domain(&self, side: &Side) -> Result<(), i16> {
+        // Only DOMID_SELF may name a page by its frame.
+        if side.domid != DOMID_SELF && !side.by_reference {
+            Err(status::PERMISSION_DENIED)
+        } else if self.require_self(side.domid).is_err() {
+            Err(status::BAD_DOMAIN)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The guest-physical address of the page that a side names.
+    fn page_of<M: GuestMemory, E: Env>(
+        &self,
+        caller: &mut Caller<M, E>,
+        side: &Side,
+    ) -> Result<u64, i16> {
+        let gfn = if side.by_reference {
+            let entry = u32::try_from(side.name)
+                .ok()
+                .and_then(|reference| self.grants.entry(reference))
+                .ok_or(status::BAD_GNTREF)?;
+            let mut bytes = [0; ENTRY_SIZE as usize];
+            caller
+                .memory
+                .read(entry, &mut bytes)
+                .map_err(|_| status::GENERAL_ERROR)?;
+            let (flags, domid) = (bytes.u16_at(0), bytes.u16_at(2));
+            if flags & TYPE_MASK != PERMIT_ACCESS
+                || domid != self.config.domid
+                || (side.writes && flags & READONLY != 0)
+            {
+                return Err(status::GENERAL_ERROR);
+            }
+            u64::from(bytes.u32_at(4))
+        } else {
+            side.name
+        };
+        if caller.env.is_ram(gfn) {
+            gfn.checked_mul(PAGE_SIZE).ok_or(status::BAD_PAGE)
+        } else {
+            Err(status::BAD_PAGE)
+        }
+    }
+}

@@ -1,0 +1,571 @@
+//! `memory_op` (`public/memory.h`): the guest's physical map and reservation.
+//!
+//! Lists of the guest are worked on in batches; what is left continues by
+//! [`Next::Restart`](crate::Next::Restart) with the position in the command, as in Xen.
+
+use alloc::vec::Vec;
+
+use crate::access::{Caller, Fields, Reply};
+use crate::call::Next;
+use crate::config::MapEntry;
+use crate::domain::{DOMID_SELF, Domain};
+use crate::env::{Env, MapError};
+use crate::errno::Errno;
+use crate::memory::{GuestMemory, SpecialFrame};
+
+/// `XENMEM_*`.
+pub(crate) mod op {
+    pub const INCREASE_RESERVATION: u64 = 0;
+    pub const DECREASE_RESERVATION: u64 = 1;
+    pub const MAXIMUM_RAM_PAGE: u64 = 2;
+    pub const CURRENT_RESERVATION: u64 = 3;
+    pub const MAXIMUM_RESERVATION: u64 = 4;
+    pub const POPULATE_PHYSMAP: u64 = 6;
+    pub const ADD_TO_PHYSMAP: u64 = 7;
+    pub const MEMORY_MAP: u64 = 9;
+    pub const MACHINE_MEMORY_MAP: u64 = 10;
+    pub const EXCHANGE: u64 = 11;
+    pub const SET_MEMORY_MAP: u64 = 13;
+    pub const MAXIMUM_GPFN: u64 = 14;
+    pub const REMOVE_FROM_PHYSMAP: u64 = 15;
+    pub const SET_POD_TARGET: u64 = 16;
+    pub const GET_POD_TARGET: u64 = 17;
+    pub const ACCESS_OP: u64 = 21;
+    pub const ADD_TO_PHYSMAP_BATCH: u64 = 23;
+    pub const CLAIM_PAGES: u64 = 24;
+    pub const GET_VNUMAINFO: u64 = 26;
+    pub const RESERVED_DEVICE_MEMORY_MAP: u64 = 27;
+    pub const ACQUIRE_RESOURCE: u64 = 28;
+}
+
+/// `MEMOP_EXTENT_SHIFT`: the position of a continuation is above these bits of the command.
+const EXTENT_SHIFT: u32 = 6;
+const COMMAND_MASK: u64 = (1 << EXTENT_SHIFT) - 1;
+
+/// `XENMAPSPACE_*`.
+const SPACE_SHARED_INFO: u32 = 0;
+const SPACE_GRANT_TABLE: u32 = 1;
+const SPACE_GMFN_RANGE: u32 = 3;
+const SPACE_GMFN_FOREIGN: u32 = 4;
+const SPACE_DEV_MMIO: u32 = 5;
+
+/// Largest extent that a domU may name (`CONFIG_DOMU_MAX_ORDER`).
+const MAX_ORDER: u32 = 9;
+/// Pages touched before the guest is re-entered.
+const BATCH_PAGES: u64 = 64;
+/// `XENMEMF_populate_on_demand`, `XENMEMF_exact_node_request`, node field and vnode flag.
+const FLAG_POPULATE_ON_DEMAND: u32 = 1 << 16;
+const FLAG_EXACT_NODE: u32 = 1 << 17;
+const FLAG_VNODE: u32 = 1 << 18;
+/// Most entries of a memory map (`E820MAX`).
+const MAX_MAP_ENTRIES: u32 = 1024;
+/// Bytes of an E820 entry, in both widths.
+const MAP_ENTRY_SIZE: u64 = 20;
+
+/// `struct xen_memory_reservation`.
+struct Reservation {
+    list: u64,
+    extents: u64,
+    order: u32,
+    flags: u32,
+    domid: u16,
+}
+
+impl Domain {
+    pub(crate) fn memory_op<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        arguments: [u64; 6],
+    ) -> Reply {
+        let [command, argument, ..] = arguments;
+        let start = command >> EXTENT_SHIFT;
+        let operation = command & COMMAND_MASK;
+        // These take a position; Xen checks it before it reads anything.
+        match operation {
+            op::INCREASE_RESERVATION | op::DECREASE_RESERVATION | op::POPULATE_PHYSMAP => {
+                return self.reservation_op(caller, operation, start, arguments);
+            }
+            op::ADD_TO_PHYSMAP | op::ADD_TO_PHYSMAP_BATCH if start > u64::from(u16::MAX) => {
+                return Err(Errno::Dom);
+            }
+            op::ADD_TO_PHYSMAP => return self.add_to_physmap(caller, argument),
+            op::ADD_TO_PHYSMAP_BATCH => {
+                return self.add_to_physmap_batch(caller, start as u16, arguments);
+            }
+            op::ACQUIRE_RESOURCE => return self.acquire_resource(caller, argument),
+            op::ACCESS_OP => {
+                // op and domid come first; a domain cannot do it to itself.
+                let bytes: [u8; 4] = caller.fetch(argument)?;
+                return self.refuse_remote(bytes.u16_at(2));
+            }
+            // Xen compares these commands with the position included, so none matches.
+            op::MEMORY_MAP
+            | op::MACHINE_MEMORY_MAP
+            | op::SET_MEMORY_MAP
+            | op::SET_POD_TARGET
+            | op::GET_POD_TARGET
+                if start != 0 =>
+            {
+                return Err(Errno::NoSys);
+            }
+            _ if start != 0 => return Err(Errno::Inval),
+            _ => {}
+        }
+        match operation {
+            op::MAXIMUM_RAM_PAGE => Ok(self.config.max_gfn as i64 + 1),
+            op::CURRENT_RESERVATION | op::MAXIMUM_RESERVATION | op::MAXIMUM_GPFN => {
+                let domid = caller.fetch::<2>(argument)?.u16_at(0);
+                self.require_self(domid)?;
+                Ok(match operation {
+                    op::CURRENT_RESERVATION => self.config.pages,
+                    op::MAXIMUM_RESERVATION => self.config.max_pages,
+                    _ => self.config.max_gfn,
+                } as i64)
+            }
+            op::MEMORY_MAP => self.memory_map(caller, argument),
+            op::SET_MEMORY_MAP => self.set_memory_map(caller, argument),
+            op::REMOVE_FROM_PHYSMAP => {
+                let (domid, gfn) = if caller.is_compat() {
+                    let bytes: [u8; 8] = caller.fetch(argument)?;
+                    (bytes.u16_at(0), u64::from(bytes.u32_at(4)))
+                } else {
+                    let bytes: [u8; 16] = caller.fetch(argument)?;
+                    (bytes.u16_at(0), bytes.u64_at(8))
+                };
+                self.require_self(domid)?;
+                self.remove_page(caller, gfn).map(|()| 0)
+            }
+            op::GET_VNUMAINFO => {
+                let bytes: [u8; 4] = caller.fetch(argument)?;
+                if bytes.u16_at(2) != 0 {
+                    return Err(Errno::Inval);
+                }
+                self.require_self(bytes.u16_at(0))?;
+                Err(Errno::OpNotSupp)
+            }
+            op::RESERVED_DEVICE_MEMORY_MAP => {
+                let bytes: [u8; 8] = caller.fetch(argument)?;
+                if bytes.u32_at(0) & !1 != 0 {
+                    return Err(Errno::Inval);
+                }
+                // There is none.
+                caller.write(argument.wrapping_add(4), &0u32.to_le_bytes())?;
+                Ok(0)
+            }
+            op::EXCHANGE => self.exchange(caller, argument),
+            op::SET_POD_TARGET | op::GET_POD_TARGET => {
+                // set_target, tot_pages and cached fields of 8 bytes, then domid.
+                let bytes: [u8; 2] = caller.fetch(argument.wrapping_add(32))?;
+                self.require_self(bytes.u16_at(0))?;
+                Err(Errno::Perm)
+            }
+            op::CLAIM_PAGES => self.claim_pages(caller, argument),
+            op::MACHINE_MEMORY_MAP => Err(Errno::Perm),
+            _ => Err(Errno::NoSys),
+        }
+    }
+
+    /// The special frame that is mapped at `gfn`.
+    pub(crate) fn special_at(&self, gfn: u64) -> Option<SpecialFrame> {
+        if self.shared_info_gfn == Some(gfn) {
+            Some(SpecialFrame::SharedInfo)
+        } else {
+            self.grants.frame_at(gfn).map(SpecialFrame::GrantTable)
+        }
+    }
+
+    fn read_reservation<M: GuestMemory, E: Env>(
+        caller: &mut Caller<M, E>,
+        argument: u64,
+    ) -> Result<Reservation, Errno> {
+        if caller.is_compat() {
+            let bytes: [u8; 20] = caller.fetch(argument)?;
+            Ok(Reservation {
+                list: u64::from(bytes.u32_at(0)),
+                extents: u64::from(bytes.u32_at(4)),
+                order: bytes.u32_at(8),
+                flags: bytes.u32_at(12),
+                domid: bytes.u16_at(16),
+            })
+        } else {
+            let bytes: [u8; 32] = caller.fetch(argument)?;
+            Ok(Reservation {
+                list: bytes.u64_at(0),
+                extents: bytes.u64_at(8),
+                order: bytes.u32_at(16),
+                flags: bytes.u32_at(20),
+                domid: bytes.u16_at(24),
+            })
+        }
+    }
+
+    /// Increase, decrease, populate: the result is the number of extents done, never an error.
+    fn reservation_op<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        operation: u64,
+        start: u64,
+        arguments: [u64; 6],
+    ) -> Reply {
+        let nothing = Ok(start as i64);
+        let Ok(wanted) = Self::read_reservation(caller, arguments[1]) else {
+            return nothing;
+        };
+        let node = wanted.flags >> 8 & 0xff;
+        let bits = wanted.flags & 0xff;
+        let refused = wanted.extents > u64::from(u32::MAX >> EXTENT_SHIFT)
+            || start >= wanted.extents
+            || self.require_self(wanted.domid).is_err()
+            || (1..=12).contains(&bits)
+            || (wanted.flags & FLAG_VNODE == 0 && node != 0 && wanted.flags & FLAG_EXACT_NODE != 0)
+            || wanted.order > MAX_ORDER
+            // Xen would give pages that are nowhere in the map; here a page has a place.
+            || operation == op::INCREASE_RESERVATION
+            || (operation == op::POPULATE_PHYSMAP && wanted.flags & FLAG_POPULATE_ON_DEMAND != 0);
+        if refused {
+            return nothing;
+        }
+        let pages = 1 << wanted.order;
+        let mut touched = 0;
+        let mut done = start;
+        while done < wanted.extents {
+            if touched >= BATCH_PAGES {
+                let mut arguments = arguments;
+                arguments[0] = operation | done << EXTENT_SHIFT;
+                caller.next = Next::Restart(arguments);
+                break;
+            }
+            let Ok(first) = caller.fetch_word(wanted.list, done) else {
+                break;
+            };
+            let complete = match operation {
+                op::POPULATE_PHYSMAP => self.populate(caller, first, pages),
+                _ => (0..pages)
+                    .all(|page| self.remove_page(caller, first.wrapping_add(page)).is_ok()),
+            };
+            if !complete {
+                break;
+            }
+            touched += pages;
+            done += 1;
+        }
+        Ok(done as i64)
+    }
+
+    /// Gives pages to a range, all or none.
+    fn populate<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        first: u64,
+        pages: u64,
+    ) -> bool {
+        if self.config.pages.saturating_add(pages) > self.config.max_pages
+            || !self.is_mappable(first.saturating_add(pages - 1))
+        {
+            return false;
+        }
+        let mut given = [0u64; (1 << MAX_ORDER) / 64];
+        for page in 0..pages {
+            match caller.env.populate_page(first + page) {
+                Ok(new) => {
+                    if let Some(word) = given.get_mut(page as usize / 64) {
+                        *word |= u64::from(new) << (page % 64);
+                    }
+                    self.config.pages += u64::from(new);
+                }
+                Err(MapError::OutOfRange | MapError::NoMemory) => {
+                    for page in (0..page).filter(|&page| {
+                        given
+                            .get(page as usize / 64)
+                            .is_some_and(|word| word >> (page % 64) & 1 != 0)
+                    }) {
+                        caller.env.remove_page(first + page);
+                        self.config.pages -= 1;
+                    }
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes a page out of the map; special frames are only unhooked.
+    fn remove_page<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        gfn: u64,
+    ) -> Result<(), Errno> {
+        let special = self.special_at(gfn);
+        if !caller.env.remove_page(gfn) {
+            return Err(Errno::NoEnt);
+        }
+        match special {
+            Some(frame) => self.note_mapping(frame, None),
+            None => self.config.pages = self.config.pages.saturating_sub(1),
+        }
+        Ok(())
+    }
+
+    fn is_mappable(&self, gfn: u64) -> bool {
+        gfn < 1 << (u32::from(self.config.physical_address_bits.clamp(13, 52)) - 12)
+    }
+
+    fn note_mapping(&mut self, frame: SpecialFrame, gfn: Option<u64>) {
+        match frame {
+            SpecialFrame::SharedInfo => self.shared_info_gfn = gfn,
+            SpecialFrame::GrantTable(frame) => self.grants.set_gfn(frame, gfn),
+        }
+    }
+
+    fn map_one<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        space: u32,
+        index: u64,
+        gfn: u64,
+    ) -> Result<(), Errno> {
+        let frame = match space {
+            SPACE_SHARED_INFO if index == 0 => SpecialFrame::SharedInfo,
+            SPACE_GRANT_TABLE => SpecialFrame::GrantTable(self.grants.grow_to_hold(index)?),
+            // Moving RAM within the map (XENMAPSPACE_gmfn) is refused as for a gfn without RAM.
+            _ => return Err(Errno::Inval),
+        };
+        if !self.is_mappable(gfn) {
+            return Err(Errno::Inval);
+        }
+        let replaced = self.special_at(gfn);
+        if replaced == Some(frame) {
+            return Ok(());
+        }
+        let was_ram = replaced.is_none() && caller.env.is_ram(gfn);
+        caller
+            .env
+            .map_special(frame, gfn)
+            .map_err(|error| match error {
+                MapError::OutOfRange => Errno::Inval,
+                MapError::NoMemory => Errno::NoMem,
+            })?;
+        if let Some(old) = replaced {
+            self.note_mapping(old, None);
+        }
+        if was_ram {
+            self.config.pages = self.config.pages.saturating_sub(1);
+        }
+        self.note_mapping(frame, Some(gfn));
+        Ok(())
+    }
+
+    fn add_to_physmap<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        argument: u64,
+    ) -> Reply {
+        let (domid, size, space, index, gfn) = if caller.is_compat() {
+            let bytes: [u8; 16] = caller.fetch(argument)?;
+            let (index, gfn) = (bytes.u32_at(8), bytes.u32_at(12));
+            (
+                bytes.u16_at(0),
+                bytes.u16_at(2),
+                bytes.u32_at(4),
+                u64::from(index),
+                u64::from(gfn),
+            )
+        } else {
+            let bytes: [u8; 24] = caller.fetch(argument)?;
+            let (index, gfn) = (bytes.u64_at(8), bytes.u64_at(16));
+            (
+                bytes.u16_at(0),
+                bytes.u16_at(2),
+                bytes.u32_at(4),
+                index,
+                gfn,
+            )
+        };
+        if space == SPACE_GMFN_FOREIGN {
+            return Err(Errno::NoSys);
+        }
+        self.require_self(domid)?;
+        if space == SPACE_DEV_MMIO {
+            return Err(Errno::Access);
+        }
+        if gfn == u64::MAX {
+            return Err(Errno::Inval);
+        }
+        if space == SPACE_GMFN_RANGE && size == 0 {
+            return Ok(0);
+        }
+        self.map_one(caller, space, index, gfn).map(|()| 0)
+    }
+
+    fn add_to_physmap_batch<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        start: u16,
+        arguments: [u64; 6],
+    ) -> Reply {
+        let argument = arguments[1];
+        let header: [u8; 8] = caller.fetch(argument)?;
+        let word = caller.word();
+        let handles = argument.wrapping_add(8);
+        let (indices, gfns, errors) = (
+            caller.fetch_word(handles, 0)?,
+            caller.fetch_word(handles, 1)?,
+            caller.fetch_word(handles, 2)?,
+        );
+        debug_assert!(word == 4 || word == 8);
+        let (domid, space, size) = (header.u16_at(0), header.u16_at(2), header.u16_at(4));
+        let space = u32::from(space);
+        if space == SPACE_GMFN_RANGE {
+            return Err(Errno::OpNotSupp);
+        }
+        self.require_self(domid)?;
+        if space == SPACE_DEV_MMIO {
+            return Err(Errno::Access);
+        }
+        if size < start || (size == start && start != 0) {
+            return Err(Errno::IlSeq);
+        }
+        for entry in start..size {
+            if u64::from(entry - start) == BATCH_PAGES {
+                let mut arguments = arguments;
+                arguments[0] = op::ADD_TO_PHYSMAP_BATCH | u64::from(entry) << EXTENT_SHIFT;
+                caller.next = Next::Restart(arguments);
+                break;
+            }
+            let index = caller.fetch_word(indices, u64::from(entry))?;
+            let gfn = caller.fetch_word(gfns, u64::from(entry))?;
+            if gfn == u64::MAX {
+                return Err(Errno::Inval);
+            }
+            let result = if space == SPACE_GMFN_FOREIGN {
+                // The foreign domain is where res0 is for the other spaces.
+                match header.u16_at(6) {
+                    DOMID_SELF => Err(Errno::Inval),
+                    own if own == self.config.domid => Err(Errno::Inval),
+                    _ => Err(Errno::Srch),
+                }
+            } else {
+                self.map_one(caller, space, index, gfn)
+            };
+            let code = result.map_or_else(|error| -(error as i32), |()| 0);
+            caller.write(
+                errors.wrapping_add(u64::from(entry) * 4),
+                &code.to_le_bytes(),
+            )?;
+        }
+        Ok(0)
+    }
+
+    fn memory_map<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        argument: u64,
+    ) -> Reply {
+        let room = caller.fetch_u32(argument)?;
+        let buffer = caller.fetch_word(argument.wrapping_add(caller.word()), 0)?;
+        if self.config.memory_map.is_empty() {
+            return Err(Errno::NoSys);
+        }
+        let count = self.config.memory_map.len().min(room as usize);
+        for (index, entry) in (0u64..).zip(self.config.memory_map.iter().take(count)) {
+            let mut bytes = [0; MAP_ENTRY_SIZE as usize];
+            bytes.put(0, &entry.address.to_le_bytes());
+            bytes.put(8, &entry.size.to_le_bytes());
+            bytes.put(16, &entry.kind.to_le_bytes());
+            caller.write(buffer.wrapping_add(index * MAP_ENTRY_SIZE), &bytes)?;
+        }
+        caller.write(argument, &(count as u32).to_le_bytes())?;
+        Ok(0)
+    }
+
+    /// A domain may replace its own map, as a boot loader does for the kernel after it.
+    fn set_memory_map<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        argument: u64,
+    ) -> Reply {
+        let domid = caller.fetch::<2>(argument)?.u16_at(0);
+        // The nested struct xen_memory_map is aligned as its handle is.
+        let map = argument.wrapping_add(caller.word());
+        let count = caller.fetch_u32(map)?;
+        let buffer = caller.fetch_word(map.wrapping_add(caller.word()), 0)?;
+        if count > MAX_MAP_ENTRIES {
+            return Err(Errno::Inval);
+        }
+        self.require_self(domid)?;
+        let mut entries = Vec::new();
+        entries
+            .try_reserve_exact(count as usize)
+            .map_err(|_| Errno::NoMem)?;
+        for index in 0..u64::from(count) {
+            let bytes: [u8; MAP_ENTRY_SIZE as usize] =
+                caller.fetch(buffer.wrapping_add(index * MAP_ENTRY_SIZE))?;
+            entries.push(MapEntry {
+                address: bytes.u64_at(0),
+                size: bytes.u64_at(8),
+                kind: bytes.u32_at(16),
+            });
+        }
+        self.config.memory_map = entries;
+        Ok(0)
+    }
+
+    fn exchange<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        argument: u64,
+    ) -> Reply {
+        let step = if caller.is_compat() { 20 } else { 32 };
+        let given = Self::read_reservation(caller, argument)?;
+        let wanted = Self::read_reservation(caller, argument.wrapping_add(step))?;
+        if given.order.max(wanted.order) > MAX_ORDER {
+            return Err(Errno::Perm);
+        }
+        if given.domid != wanted.domid
+            || given.extents.checked_shl(given.order) != wanted.extents.checked_shl(wanted.order)
+        {
+            return Err(Errno::Inval);
+        }
+        self.require_self(given.domid)?;
+        // Nothing to gain for a domain whose physical map is translated.
+        Err(Errno::OpNotSupp)
+    }
+
+    fn claim_pages<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        argument: u64,
+    ) -> Reply {
+        let claim = Self::read_reservation(caller, argument)?;
+        if claim.list != 0 || claim.order != 0 || claim.flags != 0 {
+            Err(Errno::Inval)
+        } else if claim.domid == self.config.domid {
+            Err(Errno::Perm)
+        } else {
+            Err(Errno::Inval)
+        }
+    }
+
+    fn acquire_resource<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        argument: u64,
+    ) -> Reply {
+        // domid, type, id, nr_frames, pad, frame: the same in both widths.
+        let bytes: [u8; 24] = caller.fetch(argument)?;
+        let end = bytes.u64_at(16).checked_add(u64::from(bytes.u32_at(8)));
+        if bytes.u32_at(12) != 0 || end.is_none_or(|end| end > u64::from(u32::MAX)) {
+            return Err(Errno::Inval);
+        }
+        self.refuse_remote(bytes.u16_at(0))
+    }
+
+    /// For operations on another domain: `Perm` for the caller itself, else there is none.
+    fn refuse_remote(&self, domid: u16) -> Reply {
+        if domid == DOMID_SELF || domid == self.config.domid {
+            Err(Errno::Perm)
+        } else {
+            Err(Errno::Srch)
+        }
+    }
+}

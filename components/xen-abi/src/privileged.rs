@@ -1,0 +1,164 @@
+//! Hypercalls that are a toolstack's or dom0's: answered as Xen answers a domain that is neither,
+//! in the order in which Xen checks. And `console_io`, `vm_assist`, which are small.
+
+use crate::access::{Caller, Fields, Reply};
+use crate::call::Next;
+use crate::domain::{DOMID_SELF, Domain};
+use crate::env::Env;
+use crate::errno::Errno;
+use crate::memory::GuestMemory;
+
+/// `XEN_SYSCTL_INTERFACE_VERSION` and `XEN_DOMCTL_INTERFACE_VERSION` of 4.17.
+const CTL_VERSION: u32 = 0x15;
+/// `XENPF_INTERFACE_VERSION`.
+const PLATFORM_VERSION: u32 = 0x0300_0001;
+/// `XEN_DOMCTL_createdomain`, which names no existing domain.
+const DOMCTL_CREATE: u32 = 1;
+
+/// `PHYSDEVOP_map_pirq`, `PHYSDEVOP_unmap_pirq`.
+pub(crate) const PHYSDEVOP_MAP_PIRQ: u32 = 13;
+pub(crate) const PHYSDEVOP_UNMAP_PIRQ: u32 = 14;
+
+const CONSOLEIO_WRITE: u32 = 0;
+const CONSOLEIO_READ: u32 = 1;
+/// Bytes written to the console before the guest is re-entered.
+const CONSOLE_BATCH: u32 = 1024;
+/// Bytes at a time, as in Xen.
+const CONSOLE_CHUNK: u32 = 128;
+
+const VMASST_ENABLE: u32 = 0;
+const VMASST_DISABLE: u32 = 1;
+/// `VMASST_TYPE_runstate_update_flag`, the only one for HVM domains.
+const VMASST_RUNSTATE_UPDATE_FLAG: u32 = 5;
+
+const DOMID_IO: u16 = 0x7ff1;
+const DOMID_XEN: u16 = 0x7ff2;
+
+impl Domain {
+    pub(crate) fn platform_op<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        argument: u64,
+    ) -> Reply {
+        let bytes: [u8; 8] = caller.fetch(argument)?;
+        match bytes.u32_at(4) {
+            PLATFORM_VERSION => Err(Errno::Perm),
+            _ => Err(Errno::Access),
+        }
+    }
+
+    pub(crate) fn sysctl<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        argument: u64,
+    ) -> Reply {
+        let bytes: [u8; 8] = caller.fetch(argument)?;
+        match bytes.u32_at(4) {
+            CTL_VERSION => Err(Errno::Perm),
+            _ => Err(Errno::Access),
+        }
+    }
+
+    pub(crate) fn domctl<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        argument: u64,
+    ) -> Reply {
+        // cmd, interface_version, domain. DOMID_SELF is not taken here.
+        let bytes: [u8; 12] = caller.fetch(argument)?;
+        if bytes.u32_at(4) != CTL_VERSION {
+            Err(Errno::Access)
+        } else if bytes.u32_at(0) == DOMCTL_CREATE || bytes.u16_at(8) == self.config.domid {
+            Err(Errno::Perm)
+        } else {
+            Err(Errno::Srch)
+        }
+    }
+
+    pub(crate) fn dm_op(&self, domid: u16) -> Reply {
+        if domid == DOMID_SELF || domid == self.config.domid {
+            Err(Errno::Perm)
+        } else {
+            Err(Errno::Srch)
+        }
+    }
+
+    /// Page-table operations are PV's: refused for a domain that is not.
+    pub(crate) fn mmuext_op(&self, foreign: u32) -> Reply {
+        match foreign as u16 {
+            DOMID_SELF => Err(Errno::Inval),
+            DOMID_IO | DOMID_XEN => Err(Errno::Perm),
+            _ => Err(Errno::Srch),
+        }
+    }
+
+    pub(crate) fn physdev_op<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        command: u32,
+        argument: u64,
+    ) -> Reply {
+        match command {
+            PHYSDEVOP_MAP_PIRQ | PHYSDEVOP_UNMAP_PIRQ => {
+                let bytes: [u8; 8] = caller.fetch(argument)?;
+                self.require_self(bytes.u16_at(0))?;
+                Err(Errno::Perm)
+            }
+            _ => Err(Errno::NoSys),
+        }
+    }
+
+    /// Writing is allowed, as by a Xen built to be verbose; reading is for dom0.
+    pub(crate) fn console_io<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        arguments: [u64; 6],
+    ) -> Reply {
+        let [command, count, buffer, ..] = arguments;
+        match command as u32 {
+            CONSOLEIO_WRITE => {}
+            CONSOLEIO_READ => return Err(Errno::Perm),
+            _ => return Err(Errno::Perm),
+        }
+        let count = count as u32;
+        let mut done = 0;
+        while done < count {
+            if done >= CONSOLE_BATCH {
+                let mut arguments = arguments;
+                arguments[1] = u64::from(count - done);
+                arguments[2] = buffer.wrapping_add(u64::from(done));
+                caller.next = Next::Restart(arguments);
+                return Ok(0);
+            }
+            let take = (count - done).min(CONSOLE_CHUNK) as usize;
+            let mut chunk = [0; CONSOLE_CHUNK as usize];
+            let Some(chunk) = chunk.get_mut(..take) else {
+                return Err(Errno::Inval);
+            };
+            caller.read(buffer.wrapping_add(u64::from(done)), chunk)?;
+            let mut kept = 0;
+            for index in 0..take {
+                let byte = chunk[index];
+                if matches!(byte, b' '..=b'~' | b'\t' | b'\n') {
+                    chunk[kept] = byte;
+                    kept += 1;
+                }
+            }
+            caller.env.console_write(&chunk[..kept]);
+            done += take as u32;
+        }
+        Ok(0)
+    }
+
+    pub(crate) fn vm_assist(&mut self, command: u32, kind: u32) -> Reply {
+        if kind != VMASST_RUNSTATE_UPDATE_FLAG {
+            return Err(Errno::Inval);
+        }
+        self.runstate_update_flag = match command {
+            VMASST_ENABLE => true,
+            VMASST_DISABLE => false,
+            _ => return Err(Errno::NoSys),
+        };
+        Ok(0)
+    }
+}
