@@ -1,0 +1,265 @@
+//! Claims about loading, on kernels made here.
+
+use guest_loader::{Compression, Error, Guest, Input, layout, load, payload};
+use proptest::prelude::*;
+
+const MIB: u64 = 1 << 20;
+
+/// A 64-bit ELF kernel with one segment at 16 MiB and a PVH note.
+fn elf_kernel(memory: u64) -> Vec<u8> {
+    let mut file = vec![0u8; 0x1000];
+    file[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\x00");
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(16, &2u16.to_le_bytes());
+    put(18, &62u16.to_le_bytes());
+    put(20, &1u32.to_le_bytes());
+    put(32, &64u64.to_le_bytes());
+    put(52, &64u16.to_le_bytes());
+    put(54, &56u16.to_le_bytes());
+    put(56, &2u16.to_le_bytes());
+    put(58, &64u16.to_le_bytes());
+    let header = |kind: u32, offset: u64, address: u64, bytes: u64, memory: u64, align: u64| {
+        let mut h = Vec::new();
+        h.extend(kind.to_le_bytes());
+        h.extend(7u32.to_le_bytes());
+        for value in [offset, address, address, bytes, memory, align] {
+            h.extend(value.to_le_bytes());
+        }
+        h
+    };
+    put(64, &header(1, 0x800, 16 * MIB, 0x100, memory, 4096));
+    put(120, &header(4, 0x400, 0, 20, 20, 4));
+    put(0x400, &4u32.to_le_bytes());
+    put(0x404, &4u32.to_le_bytes());
+    put(0x408, &18u32.to_le_bytes());
+    put(0x40c, b"Xen\0");
+    put(0x410, &0x0100_0010u32.to_le_bytes());
+    put(0x800, &[0xab; 0x100]);
+    file
+}
+
+fn guest<'a>(kernel: &'a [u8], initrd: Option<&'a [u8]>) -> Guest<'a> {
+    Guest {
+        kernel,
+        initrd,
+        cmdline: b"console=hvc0",
+        vcpus: 2,
+        ram: 32 * MIB,
+    }
+}
+
+fn word(ram: &[u8], at: u64) -> u32 {
+    u32::from_le_bytes(
+        ram[at as usize..at as usize + 4]
+            .try_into()
+            .expect("four bytes"),
+    )
+}
+
+fn long(ram: &[u8], at: u64) -> u64 {
+    u64::from_le_bytes(
+        ram[at as usize..at as usize + 8]
+            .try_into()
+            .expect("eight bytes"),
+    )
+}
+
+#[test]
+fn an_elf_kernel_lands_where_it_says_with_its_start_info() {
+    let kernel = elf_kernel(0x2000);
+    let initrd = vec![7u8; 5000];
+    let mut ram = vec![0u8; 32 << 20];
+    let loaded = load(&guest(&kernel, Some(&initrd)), &mut ram).expect("loads");
+    assert_eq!(loaded.entry, 0x0100_0010);
+    assert_eq!(
+        &ram[16 << 20..(16 << 20) + 0x101],
+        [&[0xab; 0x100][..], &[0]].concat()
+    );
+    let info = loaded.start_info;
+    assert_eq!((word(&ram, info), word(&ram, info + 4)), (0x336e_c578, 1));
+    let module = long(&ram, info + 16);
+    let (at, bytes) = (long(&ram, module), long(&ram, module + 8));
+    assert_eq!(&ram[at as usize..(at + bytes) as usize], &initrd[..]);
+    let cmdline = long(&ram, info + 24) as usize;
+    assert_eq!(&ram[cmdline..cmdline + 13], b"console=hvc0\0");
+    assert_eq!(long(&ram, info + 32), loaded.rsdp);
+    assert_eq!(
+        word(&ram, info + 48) as usize,
+        layout::memory_map(32 * MIB).len()
+    );
+}
+
+#[test]
+fn acpi_tables_have_right_checksums_and_name_each_processor() {
+    let kernel = elf_kernel(0x2000);
+    let mut ram = vec![0u8; 32 << 20];
+    let loaded = load(&guest(&kernel, None), &mut ram).expect("loads");
+    let sum = |at: u64, bytes: u64| {
+        ram[at as usize..(at + bytes) as usize]
+            .iter()
+            .fold(0u8, |s, b| s.wrapping_add(*b))
+    };
+    let rsdp = loaded.rsdp;
+    assert_eq!(&ram[rsdp as usize..rsdp as usize + 8], b"RSD PTR ");
+    assert_eq!((sum(rsdp, 20), sum(rsdp, 36)), (0, 0));
+    let xsdt = long(&ram, rsdp + 24);
+    assert_eq!(sum(xsdt, word(&ram, xsdt + 4).into()), 0);
+    let mut names = Vec::new();
+    for entry in 0..2 {
+        let table = long(&ram, xsdt + 36 + entry * 8);
+        names.push(ram[table as usize..table as usize + 4].to_vec());
+        assert_eq!(sum(table, word(&ram, table + 4).into()), 0);
+    }
+    assert_eq!(names, [b"FACP".to_vec(), b"APIC".to_vec()]);
+    let madt = long(&ram, xsdt + 44);
+    assert_eq!(word(&ram, madt + 4), 44 + 2 * 8);
+    assert_eq!(
+        (ram[madt as usize + 44 + 2], ram[madt as usize + 44 + 3]),
+        (0, 0)
+    );
+    assert_eq!(
+        (ram[madt as usize + 52 + 2], ram[madt as usize + 52 + 3]),
+        (1, 2)
+    );
+}
+
+#[test]
+fn a_guest_too_small_is_told_what_did_not_fit() {
+    let mut ram = vec![0u8; 32 << 20];
+    let kernel = elf_kernel(20 * MIB);
+    assert!(matches!(
+        load(&guest(&kernel, None), &mut ram),
+        Err(Error::NoMemory {
+            input: Input::Kernel,
+            ..
+        })
+    ));
+    let kernel = elf_kernel(MIB);
+    let initrd = vec![0u8; 15 << 20];
+    assert!(matches!(
+        load(&guest(&kernel, Some(&initrd)), &mut ram),
+        Err(Error::NoMemory {
+            input: Input::Initrd,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn other_files_are_refused_by_name() {
+    let mut ram = vec![0u8; 32 << 20];
+    assert_eq!(load(&guest(b"MZ", None), &mut ram), Err(Error::NotAKernel));
+    let mut kernel = elf_kernel(MIB);
+    kernel[0x408] = 17;
+    assert_eq!(
+        load(&guest(&kernel, None), &mut ram),
+        Err(Error::NoPvhEntry)
+    );
+    kernel[18] = 183;
+    assert_eq!(
+        load(&guest(&kernel, None), &mut ram),
+        Err(Error::Machine(183))
+    );
+}
+
+#[test]
+fn the_memory_map_covers_ram_once() {
+    for ram in [2 * MIB, 512 * MIB, 3 << 30, 5 << 30] {
+        let map = layout::memory_map(ram);
+        let usable: u64 = map
+            .iter()
+            .filter(|r| r.kind != layout::RangeKind::Reserved)
+            .map(|r| r.bytes)
+            .sum();
+        assert_eq!(usable, ram);
+        for pair in map.windows(2) {
+            assert!(pair[0].start + pair[0].bytes <= pair[1].start);
+        }
+    }
+}
+
+#[test]
+fn lz4_legacy_and_gzip_payloads_unpack_to_what_was_packed() {
+    let data: Vec<u8> = (0..100_000u32).map(|i| (i / 7) as u8).collect();
+    let mut lz4 = 0x184c_2102u32.to_le_bytes().to_vec();
+    for block in data.chunks(40_000) {
+        let packed = lz4_flex::block::compress(block);
+        lz4.extend((packed.len() as u32).to_le_bytes());
+        lz4.extend(packed);
+    }
+    assert_eq!(payload::compression(&lz4), Compression::Lz4);
+    assert_eq!(payload::unpack(&lz4, data.len()).as_deref(), Ok(&data[..]));
+    let mut gzip = vec![0x1f, 0x8b, 8, 8, 0, 0, 0, 0, 0, 3];
+    gzip.extend(b"name\0");
+    gzip.extend(miniz_oxide::deflate::compress_to_vec(&data, 6));
+    assert_eq!(payload::unpack(&gzip, data.len()).as_deref(), Ok(&data[..]));
+    assert_eq!(
+        payload::unpack(&gzip, data.len() + 1),
+        Err(Error::Payload(Compression::Gzip))
+    );
+    lz4.truncate(lz4.len() - 1);
+    assert_eq!(
+        payload::unpack(&lz4, data.len()),
+        Err(Error::Payload(Compression::Lz4))
+    );
+}
+
+fn bzimage(payload: &[u8], unpacked: u32) -> Vec<u8> {
+    let mut file = vec![0u8; 1024];
+    file[0x1f1] = 1;
+    file[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    file[0x202..0x206].copy_from_slice(b"HdrS");
+    file[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
+    file[0x24c..0x250].copy_from_slice(&(payload.len() as u32 + 4).to_le_bytes());
+    file.extend(payload);
+    file.extend(unpacked.to_le_bytes());
+    file
+}
+
+#[test]
+fn a_boot_image_is_unpacked_and_loaded() {
+    let kernel = elf_kernel(0x2000);
+    let mut lz4 = 0x184c_2102u32.to_le_bytes().to_vec();
+    let packed = lz4_flex::block::compress(&kernel);
+    lz4.extend((packed.len() as u32).to_le_bytes());
+    lz4.extend(packed);
+    let file = bzimage(&lz4, kernel.len() as u32);
+    let mut ram = vec![0u8; 32 << 20];
+    assert_eq!(
+        load(&guest(&file, None), &mut ram).expect("loads").entry,
+        0x0100_0010
+    );
+    let huge = bzimage(&lz4, u32::MAX);
+    assert!(matches!(
+        load(&guest(&huge, None), &mut ram),
+        Err(Error::NoMemory { .. })
+    ));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_mutated_kernel_never_panics(at in 0usize..0x500, value: u8, more in prop::collection::vec((0usize..0x1000, any::<u8>()), 0..8)) {
+        let mut kernel = elf_kernel(0x2000);
+        kernel[at] = value;
+        for (at, value) in more {
+            kernel[at] = value;
+        }
+        let mut ram = vec![0u8; 18 << 20];
+        let _ = load(&Guest { ram: 18 * MIB, ..guest(&kernel, None) }, &mut ram);
+    }
+
+    #[test]
+    fn random_payloads_never_panic(kind in 0usize..4, tail in prop::collection::vec(any::<u8>(), 0..2000)) {
+        let heads: [&[u8]; 4] = [
+            &[0x1f, 0x8b, 8],
+            &[0xfd, b'7', b'z', b'X', b'Z', 0, 0, 4, 0xe6, 0xd6, 0xb4, 0x46],
+            &[0x28, 0xb5, 0x2f, 0xfd],
+            &[0x02, 0x21, 0x4c, 0x18],
+        ];
+        let file = [heads[kind], &tail].concat();
+        let _ = payload::unpack(&file, 4096);
+        let _ = load(&guest(&bzimage(&file, 4096), None), &mut vec![0u8; 4 << 20]);
+    }
+}
