@@ -1,0 +1,157 @@
+//! What the Xen ABI may cause outside the domain's own state: implemented over [`Shared`].
+//!
+//! Runs under the domain lock, on the thread of the vCPU that made the hypercall, or on the
+//! service thread.
+
+use sdk::prelude::*;
+use sdk::time;
+use x86_platform::mode::Mode;
+use x86_platform::paging::{self, Access};
+use xen_abi::{
+    Env, LegacyLine, MapError, ServiceId, ShutdownReason, SpecialFrame, Upcall, VcpuStart,
+};
+
+use crate::shared::{Shared, flag, service};
+use crate::stop::Reason;
+
+/// The console ring's service; the only one yet.
+pub const CONSOLE: ServiceId = ServiceId(1);
+
+/// No vCPU: the service thread.
+pub const NOBODY: u32 = u32::MAX;
+
+/// Effects of one call into the domain.
+pub struct Effects<'a> {
+    /// What all threads share.
+    pub shared: &'a Shared,
+    /// The vCPU on whose thread this runs, or [`NOBODY`].
+    pub vcpu: u32,
+    /// Its paging mode, as far as linear addresses are needed.
+    pub mode: Option<Mode>,
+}
+
+impl Effects<'_> {
+    fn post(&self, vcpu: u32, flags: u32) {
+        if let Some(mailbox) = self.shared.mailboxes.get(vcpu as usize) {
+            mailbox.post(flags, vcpu == self.vcpu);
+        }
+    }
+}
+
+impl Env for Effects<'_> {
+    fn tsc(&mut self) -> u64 {
+        time::now()
+    }
+
+    fn translate(&mut self, linear: u64, access: xen_abi::Access) -> Option<u64> {
+        let access = match access {
+            xen_abi::Access::Read => Access::Read,
+            xen_abi::Access::Write => Access::Write,
+        };
+        // Hypercall arguments are read for the guest's kernel wherever they are: SMAP does not
+        // apply to the hypervisor's accesses (Xen walks without it as well).
+        let rflags = x86_platform::mode::RFLAGS_AC;
+        paging::translate(
+            &self.shared.ram,
+            self.mode.as_ref()?,
+            rflags,
+            linear,
+            access,
+        )
+        .ok()
+    }
+
+    fn upcall(&mut self, vcpu: u32, how: Upcall) {
+        match how {
+            Upcall::WakeOnly | Upcall::Line(LegacyLine::Gsi(_) | LegacyLine::PciIntx { .. }) => {
+                // A PVH guest has no IO-APIC or PIC that a line could lead to.
+                self.post(vcpu, flag::WAKE);
+            }
+            Upcall::Vector(_) => self.post(vcpu, flag::UPCALL),
+            Upcall::Lapic(vector) => {
+                if let Some(mailbox) = self.shared.mailboxes.get(vcpu as usize) {
+                    mailbox.post_vector(vector, vcpu == self.vcpu);
+                }
+            }
+        }
+    }
+
+    fn wake(&mut self, vcpu: u32) {
+        self.post(vcpu, flag::WAKE);
+    }
+
+    fn service_event(&mut self, id: ServiceId) {
+        if id == CONSOLE {
+            let _ = self.shared.service.signal(service::GUEST_CONSOLE);
+        }
+    }
+
+    fn shutdown(&mut self, reason: ShutdownReason) {
+        self.shared.stop(Reason::Guest(reason));
+    }
+
+    fn console_write(&mut self, bytes: &[u8]) {
+        self.shared.lines.lock().add(bytes);
+    }
+
+    fn console_read(&mut self, _buffer: &mut [u8]) -> usize {
+        // Input goes to the console ring.
+        0
+    }
+
+    fn map_special(&mut self, frame: SpecialFrame, gfn: u64) -> Result<(), MapError> {
+        self.shared
+            .map
+            .lock()
+            .map_special(&self.shared.ram, frame, gfn)
+    }
+
+    fn move_page(&mut self, from: u64, to: u64) -> Result<(), MapError> {
+        // Would need RAM pages that are known by another number than their place; no kernel that
+        // runs as PVH asks for it.
+        log::warn!("guest asked to move page {from:#x} to {to:#x}: refused");
+        Err(MapError::OutOfRange)
+    }
+
+    fn remove_page(&mut self, gfn: u64) -> bool {
+        self.shared
+            .map
+            .lock()
+            .remove(&self.shared.ram, gfn)
+            .unwrap_or(false)
+    }
+
+    fn populate_page(&mut self, gfn: u64) -> Result<(), MapError> {
+        self.shared.map.lock().populate(&self.shared.ram, gfn, true)
+    }
+
+    fn is_ram(&mut self, gfn: u64) -> bool {
+        self.shared.ram.is_plain(gfn)
+    }
+
+    fn initialise_vcpu(&mut self, vcpu: u32, state: VcpuStart) {
+        if let Some(place) = self.shared.initial.get(vcpu as usize) {
+            *place.lock() = Some(state);
+        }
+    }
+
+    fn vcpu_up(&mut self, vcpu: u32) {
+        self.post(vcpu, flag::UP);
+    }
+
+    fn vcpu_down(&mut self, vcpu: u32) {
+        self.post(vcpu, flag::DOWN);
+    }
+
+    fn nmi(&mut self, vcpu: u32) {
+        self.post(vcpu, flag::NMI);
+    }
+
+    fn flush_tlb(&mut self, vcpus: u128) {
+        for vcpu in 0..self.shared.mailboxes.len() as u32 {
+            if vcpus.checked_shr(vcpu).unwrap_or(0) & 1 != 0 {
+                self.post(vcpu, flag::FLUSH);
+            }
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The guest's address space in the core: RAM in 2 MiB mappings, cut into 4 KiB ones only where
+//! the guest takes a page out or puts a special frame in.
+//!
+//! Called under its lock by whichever vCPU thread makes the hypercall. While a 2 MiB mapping is
+//! being cut, other vCPUs fault on it and try again (see `vcpu::mmio`): nothing is lost.
+
+use alloc::vec::Vec;
+
+use sdk::abi::cap::Map;
+use sdk::memory::{self, LARGE, ORDER_4K};
+use sdk::prelude::*;
+use sdk::slots;
+use x86_platform::apic;
+use xen_abi::{MapError, SpecialFrame};
+
+use guest_loader::layout::{HIGH_START, LOW_END};
+
+use crate::ram::Ram;
+
+const PAGE: u64 = 4096;
+/// 4 KiB frames in one of 2 MiB.
+const CHILDREN: u32 = (LARGE / PAGE) as u32;
+const GUEST: u64 = Map::READ | Map::WRITE | Map::EXECUTE;
+/// Guest frame numbers end here: 46 bits of guest-physical address, which every CPU with nested
+/// paging translates.
+const GFN_END: u64 = 1 << (46 - 12);
+
+/// 2 MiB of RAM.
+#[derive(Debug)]
+struct Chunk {
+    frame: Cap<cap::Frame>,
+    /// First of [`CHILDREN`] slots, once it was cut.
+    children: Option<u32>,
+}
+
+/// The mappings.
+#[derive(Debug)]
+pub struct GuestMap {
+    space: Cap<cap::AddressSpace>,
+    chunks: Vec<Chunk>,
+    special: Vec<Cap<cap::Frame>>,
+}
+
+fn chunk_address(index: usize) -> u64 {
+    let offset = index as u64 * LARGE;
+    if offset < LOW_END {
+        offset
+    } else {
+        offset + (HIGH_START - LOW_END)
+    }
+}
+
+impl GuestMap {
+    /// Maps all of RAM. `special` are the special frames in order, mapped nowhere yet.
+    pub fn new(
+        space: Cap<cap::AddressSpace>,
+        frames: impl Iterator<Item = Cap<cap::Frame>>,
+        special: Vec<Cap<cap::Frame>>,
+    ) -> Result<GuestMap, Status> {
+        let mut chunks = Vec::new();
+        for (index, frame) in frames.enumerate() {
+            memory::map_into(memory::own(), space, frame, chunk_address(index), GUEST)?;
+            chunks.push(Chunk {
+                frame,
+                children: None,
+            });
+        }
+        Ok(GuestMap {
+            space,
+            chunks,
+            special,
+        })
+    }
+
+    fn chunk_index(gfn: u64) -> Option<usize> {
+        let address = gfn.checked_mul(PAGE)?;
+        let offset = if address < LOW_END {
+            address
+        } else {
+            address.checked_sub(HIGH_START - LOW_END)?
+        };
+        usize::try_from(offset / LARGE).ok()
+    }
+
+    /// The 4 KiB frame of a RAM page; cuts the mapping around it if need be.
+    fn child(&mut self, gfn: u64) -> Result<Cap<cap::Frame>, MapError> {
+        let index = Self::chunk_index(gfn).ok_or(MapError::OutOfRange)?;
+        let space = self.space;
+        let chunk = self.chunks.get_mut(index).ok_or(MapError::OutOfRange)?;
+        let first = match chunk.children {
+            Some(first) => first,
+            None => {
+                let first = cut(chunk.frame, space, chunk_address(index)).map_err(|status| {
+                    log::warn!("guest memory not cut at {gfn:#x}: {status:?}");
+                    MapError::NoMemory
+                })?;
+                chunk.children = Some(first);
+                first
+            }
+        };
+        Ok(Cap::new(first + (gfn % u64::from(CHILDREN)) as u32))
+    }
+
+    fn map_page(&self, frame: Cap<cap::Frame>, gfn: u64) -> Result<(), MapError> {
+        memory::map_into(memory::own(), self.space, frame, gfn * PAGE, GUEST).map_err(|status| {
+            log::warn!("guest frame {gfn:#x} not mapped: {status:?}");
+            MapError::NoMemory
+        })
+    }
+
+    /// Takes out what is mapped at `gfn`; answers whether it was RAM.
+    pub fn remove(&mut self, ram: &Ram, gfn: u64) -> Result<bool, MapError> {
+        if let Some(index) = ram.special_of(gfn) {
+            if let Some(frame) = usize::try_from(index)
+                .ok()
+                .and_then(|i| self.special.get(i))
+            {
+                unmapped(frame.unmap(), gfn);
+            }
+            ram.set_special(index, None);
+            return Ok(false);
+        }
+        if !ram.is_plain(gfn) {
+            return Ok(false);
+        }
+        let frame = self.child(gfn)?;
+        ram.set_plain(gfn, false);
+        unmapped(frame.unmap(), gfn);
+        Ok(true)
+    }
+
+    /// Maps a special frame at `gfn` in place of what is there.
+    pub fn map_special(
+        &mut self,
+        ram: &Ram,
+        frame: SpecialFrame,
+        gfn: u64,
+    ) -> Result<(), MapError> {
+        self.map_frame(ram, frame.index(), gfn)
+    }
+
+    /// Maps own frame `index` at `gfn` in place of what is there.
+    pub fn map_frame(&mut self, ram: &Ram, index: u64, gfn: u64) -> Result<(), MapError> {
+        if gfn >= GFN_END || gfn == apic::BASE_ADDRESS / PAGE {
+            return Err(MapError::OutOfRange);
+        }
+        let cap = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.special.get(index))
+            .copied()
+            .ok_or(MapError::OutOfRange)?;
+        if let Some(before) = ram.special_at(index) {
+            if before == gfn {
+                return Ok(());
+            }
+            self.remove(ram, before)?;
+        }
+        let was_ram = self.remove(ram, gfn)?;
+        match self.map_page(cap, gfn) {
+            Ok(()) => {
+                ram.set_special(index, Some(gfn));
+                Ok(())
+            }
+            Err(error) => {
+                if was_ram {
+                    // What was there comes back; its tables exist.
+                    let _ = self.populate(ram, gfn, false);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts RAM back at a guest frame where it belongs, zeroed if asked.
+    pub fn populate(&mut self, ram: &Ram, gfn: u64, zero: bool) -> Result<(), MapError> {
+        if ram.is_plain(gfn) || ram.special_of(gfn).is_some() {
+            return Ok(());
+        }
+        if !ram.belongs(gfn) {
+            return Err(MapError::NoMemory);
+        }
+        let frame = self.child(gfn)?;
+        if zero {
+            ram.clear(gfn);
+        }
+        self.map_page(frame, gfn)?;
+        ram.set_plain(gfn, true);
+        Ok(())
+    }
+}
+
+fn unmapped(result: Result<(), Status>, gfn: u64) {
+    if let Err(status) = result {
+        log::error!("guest frame {gfn:#x} not unmapped: {status:?}");
+    }
+}
+
+/// Replaces the mapping of a 2 MiB frame by mappings of its 4 KiB parts; answers their first slot.
+/// On an error the large mapping is back.
+fn cut(frame: Cap<cap::Frame>, space: Cap<cap::AddressSpace>, address: u64) -> Result<u32, Status> {
+    let first = slots::take_run(CHILDREN).ok_or(Status::SlotOccupied)?;
+    let child = |index: u32| Cap::<cap::Frame>::new(first + index);
+    let undo = |made: u32| {
+        (0..made).for_each(|index| {
+            let _ = child(index).delete();
+        });
+        (made..CHILDREN).for_each(|index| slots::give_back(first + index));
+    };
+    for index in 0..CHILDREN {
+        let made = frame.copy_to(CopyTo {
+            space: OWN,
+            slot: first + index,
+            rights: Rights::ALL,
+            badge: u64::from(index) * PAGE,
+            order: ORDER_4K,
+        });
+        if let Err(status) = made {
+            undo(index);
+            return Err(status);
+        }
+    }
+    frame.unmap()?;
+    for index in 0..CHILDREN {
+        let at = address + u64::from(index) * PAGE;
+        if let Err(status) = memory::map_into(memory::own(), space, child(index), at, GUEST) {
+            undo(CHILDREN);
+            memory::map_into(memory::own(), space, frame, address, GUEST)?;
+            return Err(status);
+        }
+    }
+    Ok(first)
+}

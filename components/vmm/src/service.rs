@@ -1,0 +1,123 @@
+//! The service thread: carries bytes between the guest's console ring and the console component,
+//! and tells root when the domain stops. It runs when its notification has bits, otherwise not.
+
+use core::fmt::Write;
+use idl::Name;
+use idl::console::{ClientKind, ConsoleClient};
+use idl::ring::RingPage;
+use idl::supervisor::Detail;
+use sdk::memory;
+use sdk::prelude::*;
+
+use crate::console::GuestRing;
+use crate::env::{Effects, NOBODY};
+use crate::shared::{Shared, service};
+use crate::stop::Reason;
+
+/// Where the guest's console comes out.
+pub struct Attached {
+    page: &'static RingPage,
+    peer: Cap<cap::Notification>,
+}
+
+/// Attaches the guest to the console component.
+pub fn attach(
+    transport: EndpointTransport,
+    guest: &Name,
+    own: Cap<cap::Notification>,
+) -> Result<Attached, Status> {
+    let refused = |what: &dyn core::fmt::Debug| {
+        log::error!("console refused {guest}: {what:?}");
+        Status::Aborted
+    };
+    let client = ConsoleClient::connect(transport).map_err(|error| refused(&error))?;
+    let shared = memory::shared_page::<RingPage>()?;
+    // The console gets its own capabilities, with no more than it needs.
+    let frame = shared.frame.copy(Rights::READ.or(Rights::WRITE))?;
+    let wake = own.mint(Rights::SIGNAL, service::CONSOLE)?;
+    let peer = client
+        .attach(guest.clone(), ClientKind::Guest, frame, wake)
+        .map_err(|error| refused(&error))?;
+    Ok(Attached {
+        page: shared.page,
+        peer,
+    })
+}
+
+/// Serves until the domain stops. `port` is the guest's event channel of its console.
+pub fn run(
+    shared: &'static Shared,
+    ring: &GuestRing,
+    port: u32,
+    attached: Option<&Attached>,
+    supervisor: EndpointTransport,
+) {
+    let mut writer = attached.map(|attached| attached.page.output.writer());
+    let mut reader = attached.map(|attached| attached.page.input.reader());
+    loop {
+        let bits = match shared.service.wait(FOREVER) {
+            Ok(bits) => bits,
+            Err(status) => {
+                log::error!("service thread cannot wait: {status:?}");
+                return;
+            }
+        };
+        if let (Some(attached), Some(writer), Some(reader)) =
+            (attached, writer.as_mut(), reader.as_mut())
+        {
+            // A ring page that the guest took out of its memory carries nothing.
+            let out = ring.output(&shared.ram, writer).unwrap_or(false);
+            let input = ring.input(&shared.ram, reader).unwrap_or(false);
+            if out || input {
+                let _ = attached.peer.signal(1);
+                notify_guest(shared, port);
+            }
+        }
+        if bits & service::STOPPED != 0
+            && let Some(reason) = shared.stop.reason()
+        {
+            report(shared, reason, supervisor);
+            return;
+        }
+    }
+}
+
+fn notify_guest(shared: &Shared, port: u32) {
+    let mut effects = Effects {
+        shared,
+        vcpu: NOBODY,
+        mode: None,
+    };
+    let mut domain = shared.domain.lock();
+    // The guest may have closed the port: then it does not want to know.
+    let _ = domain.notify_guest(port, &shared.ram, &mut effects);
+}
+
+fn report(shared: &Shared, reason: Reason, supervisor: EndpointTransport) {
+    let mut detail = Detail::new();
+    // A text that is cut is still a text.
+    let _ = match reason {
+        Reason::Unsupported {
+            vcpu,
+            rip,
+            what,
+            word,
+        } => write!(detail, "vCPU {vcpu} at {rip:#x}: {what} ({word:#x})"),
+        Reason::TripleFault { vcpu, rip } => {
+            write!(detail, "vCPU {vcpu} at {rip:#x}: triple fault")
+        }
+        Reason::AllDown => write!(detail, "every vCPU halted with interrupts off"),
+        Reason::Guest(reason) => write!(detail, "SCHEDOP_shutdown: {reason:?}"),
+    };
+    shared.lines.lock().flush();
+    log::info!("stopped: {detail}");
+    sdk::logging::flush();
+    match SupervisorClient::connect(supervisor) {
+        Ok(client) => {
+            if let Err(error) = client.guest_stopped(reason.report(), detail) {
+                log::error!("root did not take the guest's end: {error:?}");
+            }
+        }
+        Err(error) => log::error!("root does not listen: {error:?}"),
+    }
+}

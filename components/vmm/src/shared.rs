@@ -1,0 +1,169 @@
+//! What the threads of a VMM share: the Xen domain, the guest's memory, and a mailbox per vCPU.
+//!
+//! Locks: `domain`, then `map`; never the other way round. Both are the sdk's mutexes, which spin
+//! briefly and then sleep, because the service thread may run on a vCPU's CPU with another
+//! priority. Mailboxes take no lock, so that an interrupt between vCPUs never waits for a
+//! hypercall.
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use sdk::prelude::*;
+use sdk::sync::Mutex;
+use x86_platform::apic::{Delivery, Ipi, Route};
+use xen_abi::{Domain, VcpuStart};
+
+use crate::map::GuestMap;
+use crate::ram::Ram;
+use crate::stop::Stop;
+
+/// Bits of [`Mailbox::flags`]: what a vCPU's thread has to look at.
+pub mod flag {
+    /// The Xen event upcall may be pending.
+    pub const UPCALL: u32 = 1 << 0;
+    /// Vectors were posted for the local APIC.
+    pub const VECTORS: u32 = 1 << 1;
+    /// An NMI.
+    pub const NMI: u32 = 1 << 2;
+    /// INIT.
+    pub const INIT: u32 = 1 << 3;
+    /// SIPI; its vector is in `Mailbox::startup`.
+    pub const STARTUP: u32 = 1 << 4;
+    /// Deadlines or the state of a block changed.
+    pub const WAKE: u32 = 1 << 5;
+    /// `VCPUOP_up`.
+    pub const UP: u32 = 1 << 6;
+    /// `VCPUOP_down`.
+    pub const DOWN: u32 = 1 << 7;
+    /// Flush the TLB.
+    pub const FLUSH: u32 = 1 << 8;
+    /// The domain stops.
+    pub const STOP: u32 = 1 << 9;
+}
+
+/// How other threads reach a vCPU.
+#[derive(Debug)]
+pub struct Mailbox {
+    /// [`flag`] bits.
+    pub flags: AtomicU32,
+    /// Vector of the last SIPI.
+    pub startup: AtomicU32,
+    vectors: [AtomicU32; 8],
+    /// [`Route`] of the local APIC, as its owner published it.
+    pub route: AtomicU64,
+    /// Bound to the vCPU: its bits end a run, and its thread waits on it when halted.
+    pub wake: Cap<cap::Notification>,
+}
+
+impl Mailbox {
+    /// An empty mailbox.
+    pub fn new(wake: Cap<cap::Notification>, route: Route) -> Mailbox {
+        Mailbox {
+            flags: AtomicU32::new(0),
+            startup: AtomicU32::new(0),
+            vectors: [const { AtomicU32::new(0) }; 8],
+            route: AtomicU64::new(route.to_word()),
+            wake,
+        }
+    }
+
+    /// Sets flags and, unless the owner itself does it, wakes the owner. The owner clears flags
+    /// only after it took its notification's bits, so a flag found set has a signal under way.
+    pub fn post(&self, flags: u32, from_owner: bool) {
+        let before = self.flags.fetch_or(flags, Ordering::SeqCst);
+        if !from_owner && before & flags != flags {
+            // Fails only when the capability is gone, and the VMM with it.
+            let _ = self.wake.signal(1);
+        }
+    }
+
+    /// Posts a vector for the local APIC.
+    pub fn post_vector(&self, vector: u8, from_owner: bool) {
+        if let Some(word) = self.vectors.get(usize::from(vector >> 5)) {
+            word.fetch_or(1 << (vector & 31), Ordering::SeqCst);
+        }
+        self.post(flag::VECTORS, from_owner);
+    }
+
+    /// Takes the posted vectors.
+    pub fn take_vectors(&self) -> impl Iterator<Item = u8> + '_ {
+        self.vectors
+            .iter()
+            .zip((0u8..).step_by(32))
+            .flat_map(|(word, base)| {
+                let bits = word.swap(0, Ordering::SeqCst);
+                (0..32u8)
+                    .filter(move |bit| bits >> bit & 1 != 0)
+                    .map(move |bit| base + bit)
+            })
+    }
+}
+
+/// Everything shared.
+pub struct Shared {
+    /// Guest memory.
+    pub ram: Ram,
+    /// The guest's address space.
+    pub map: Mutex<GuestMap>,
+    /// The Xen ABI's state.
+    pub domain: Mutex<Domain>,
+    /// One per vCPU.
+    pub mailboxes: Box<[Mailbox]>,
+    /// Start states that `VCPUOP_initialise` gave, one per vCPU.
+    pub initial: Box<[Mutex<Option<VcpuStart>>]>,
+    /// Why and that the domain stopped.
+    pub stop: Stop,
+    /// The service thread's notification.
+    pub service: Cap<cap::Notification>,
+    /// Lines of the guest that go to the log.
+    pub lines: Mutex<crate::console::Lines>,
+    /// Which instruction this CPU's guests call with.
+    pub vendor: xen_abi::Vendor,
+    /// A guest TSC of this many ticks per millisecond.
+    pub tsc_khz: u64,
+}
+
+/// Bits of the service thread's notification.
+pub mod service {
+    /// The console component took output or brought input.
+    pub const CONSOLE: u64 = 1 << 0;
+    /// The guest sent an event for its console ring.
+    pub const GUEST_CONSOLE: u64 = 1 << 1;
+    /// The domain stopped.
+    pub const STOPPED: u64 = 1 << 2;
+}
+
+impl Shared {
+    /// Delivers an interrupt that `from` sent to all vCPUs that it is for.
+    pub fn deliver(&self, ipi: &Ipi, from: u32) {
+        for (index, mailbox) in self.mailboxes.iter().enumerate() {
+            if !Route::from_word(mailbox.route.load(Ordering::SeqCst)).accepts(ipi) {
+                continue;
+            }
+            let own = index == from as usize;
+            match ipi.delivery {
+                Delivery::Fixed(vector) => mailbox.post_vector(vector, own),
+                Delivery::LowestPriority(vector) => {
+                    mailbox.post_vector(vector, own);
+                    return;
+                }
+                Delivery::Nmi => mailbox.post(flag::NMI, own),
+                Delivery::Init => mailbox.post(flag::INIT, own),
+                Delivery::Startup(vector) => {
+                    mailbox.startup.store(vector.into(), Ordering::SeqCst);
+                    mailbox.post(flag::STARTUP, own);
+                }
+            }
+        }
+    }
+
+    /// Stops the domain, once: the first reason stands.
+    pub fn stop(&self, reason: crate::stop::Reason) {
+        if self.stop.set(reason) {
+            for mailbox in &self.mailboxes {
+                mailbox.post(flag::STOP, false);
+            }
+            let _ = self.service.signal(service::STOPPED);
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Accesses that the guest's address space does not translate: the local APIC page is emulated,
+//! other addresses read as all ones and ignore writes (as for a Xen domain without a device
+//! model), memory that is just being re-mapped is tried again.
+
+use sdk::abi::vcpu::{event, fault, group};
+use sdk::field;
+use sdk::time;
+use x86_platform::apic::{self, Effect, LocalApic};
+use x86_platform::execute::{Operand, Progress, execute};
+use x86_platform::registers::mask;
+
+use super::{Handled, Interruption, Vcpu};
+
+/// How often in a row memory that is mapped may fault: many times what re-mapping takes.
+const RETRIES_MAX: u32 = 100_000;
+
+/// The local APIC's page as an operand. Registers are 32 bits at multiples of 16 bytes; narrower
+/// accesses reach their bytes, wider ones only the register (Xen's `vlapic_mmio_read`).
+struct ApicPage<'a> {
+    apic: &'a mut LocalApic,
+    effect: Effect,
+}
+
+impl Operand for ApicPage<'_> {
+    fn read(&mut self, address: u64, bytes: u8) -> u64 {
+        let offset = (address % apic::PAGE_BYTES) as u32;
+        if offset & 0xc != 0 {
+            return 0;
+        }
+        let value = self.apic.mmio_read(offset & !3, time::now());
+        u64::from(value >> ((offset & 3) * 8)) & mask(bytes)
+    }
+
+    fn write(&mut self, address: u64, bytes: u8, value: u64) {
+        let offset = (address % apic::PAGE_BYTES) as u32;
+        if offset & 0xc != 0 {
+            return;
+        }
+        let (register, shift) = (offset & !3, (offset & 3) * 8);
+        let now = time::now();
+        let value = if bytes >= 4 && shift == 0 {
+            value as u32
+        } else {
+            let kept = !((mask(bytes) as u32) << shift);
+            self.apic.mmio_read(register, now) & kept | ((value & mask(bytes)) as u32) << shift
+        };
+        self.effect = self.apic.mmio_write(register, value, now);
+    }
+}
+
+/// Nothing at all.
+struct Nowhere;
+
+impl Operand for Nowhere {
+    fn read(&mut self, _address: u64, bytes: u8) -> u64 {
+        mask(bytes)
+    }
+    fn write(&mut self, _address: u64, _bytes: u8, _value: u64) {}
+}
+
+impl Vcpu {
+    pub(super) fn nested_fault(&mut self) -> Handled {
+        let info = field!(info);
+        let address = self.page.get_at(info, 0);
+        let flags = self.page.get_at(info, 1);
+        let ram = &self.shared.ram;
+        let gfn = address / 4096;
+        if ram.is_plain(gfn) || ram.special_of(gfn).is_some() {
+            return self.try_again(address);
+        }
+        if flags & fault::FETCH != 0 {
+            // Xen's emulator finds no instruction there.
+            return Err(Interruption::INVALID_OPCODE);
+        }
+        if flags & fault::WALK != 0 {
+            return Err(Interruption::Unsupported {
+                what: "page tables outside memory",
+                word: address,
+            });
+        }
+        if self.page.get(field!(delivering)) & event::VALID != 0 {
+            // The access was not an instruction's but that of an event's delivery.
+            return Err(Interruption::Unsupported {
+                what: "event delivered through an address without memory",
+                word: address,
+            });
+        }
+        self.emulate(address, flags & fault::WRITE != 0)
+    }
+
+    fn try_again(&mut self, address: u64) -> Handled {
+        let (last, count) = self.retry;
+        let count = if last == address { count + 1 } else { 0 };
+        self.retry = (address, count);
+        if count > RETRIES_MAX {
+            return Err(Interruption::Unsupported {
+                what: "mapped memory faults",
+                word: address,
+            });
+        }
+        Err(Interruption::Again)
+    }
+
+    fn emulate(&mut self, address: u64, write: bool) -> Handled {
+        let mode = self.mode()?;
+        let code = self.code(&mode)?;
+        let size = mode.code_size();
+        let operation = self.cache.memory_operation(&code, size, self.rip())?;
+        let mut registers = self.registers();
+        let needs_segments = matches!(
+            operation.kind,
+            x86_platform::decode::Kind::MoveString | x86_platform::decode::Kind::Push
+        );
+        if needs_segments {
+            self.need(group::SEGMENTS)?;
+        }
+        let mut linear = super::exits::Segmented {
+            shared: self.shared,
+            mode: &mode,
+            rflags: registers.rflags,
+            bases: [0; 6],
+        };
+        if needs_segments {
+            linear.bases = self.segmented(&mode)?.bases;
+        }
+        let in_apic = address & !(apic::PAGE_BYTES - 1) == apic::BASE_ADDRESS
+            && self.apic.mode() == apic::Mode::XApic;
+        let mut effect = Effect::None;
+        let progress = if in_apic {
+            let mut page = ApicPage {
+                apic: &mut self.apic,
+                effect: Effect::None,
+            };
+            let progress = execute(
+                &operation,
+                &mut registers,
+                address,
+                write,
+                &mut page,
+                &mut linear,
+            );
+            effect = page.effect;
+            progress
+        } else {
+            execute(
+                &operation,
+                &mut registers,
+                address,
+                write,
+                &mut Nowhere,
+                &mut linear,
+            )
+        }?;
+        self.set_registers(&registers);
+        self.apic_effect(effect);
+        if in_apic && write {
+            self.set_deadline();
+        }
+        match progress {
+            Progress::Done => self.skip(operation.length),
+            Progress::Repeat => Ok(()),
+        }
+    }
+
+    /// Carries out what a register write asks for.
+    pub(super) fn apic_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Ipi(ipi) => self.shared.deliver(&ipi, self.index),
+            Effect::Rerouted => self.publish_route(),
+        }
+    }
+}
