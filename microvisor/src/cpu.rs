@@ -65,6 +65,9 @@ pub struct Cpu {
     pub descriptors: Descriptors,
 }
 
+// `docs/debugging.md` tells gdb users where the trace ring is.
+const _: () = assert!(core::mem::offset_of!(Cpu, trace) == 0x58);
+
 static CPUS: [AtomicPtr<Cpu>; CPUS_MAX] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; CPUS_MAX];
 static COUNT: AtomicUsize = AtomicUsize::new(0);
