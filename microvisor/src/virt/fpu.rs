@@ -16,6 +16,7 @@ use microvisor_vcpu_state::xsave;
 use x86_64::registers::model_specific::Msr;
 
 const TSC_AUX: u32 = 0xc000_0103;
+const XSS: u32 = 0xda0;
 
 /// The state after reset, as XRSTOR and FXRSTOR take it.
 #[repr(C, align(64))]
@@ -127,8 +128,13 @@ pub fn change_tsc_aux(area: Area, value: u64) {
     set_tsc_aux(value);
 }
 
-/// Switches the FPU to reset state on a CPU that begins.
+/// Switches the FPU to reset state on a CPU that begins. IA32_XSS stays 0 for ever: no supervisor
+/// component is offered to guests.
 pub fn initialise() {
+    if features().supervisor_states {
+        // SAFETY: the register exists; the core does not use XSAVES.
+        unsafe { Msr::new(XSS).write(0) };
+    }
     set_xcr0(features().limits.xcr0);
     with_fpu(|| {
         // SAFETY: `INITIAL` is a valid image.
@@ -152,7 +158,7 @@ fn set_xcr0(value: u64) {
     if features().limits.xcr0 == 0 {
         return;
     }
-    // SAFETY: CR4.OSXSAVE is set (by `Virt::enable`), and the value passed `sanitise::xcr0` or is
+    // SAFETY: CR4.OSXSAVE is set (`feature::activate`), and the value passed `sanitise::xcr0` or is
     // the set of components that this CPU has.
     unsafe {
         asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32,

@@ -62,6 +62,8 @@ struct Features {
     next_rip: bool,
     /// Instruction bytes are told.
     decode_assists: bool,
+    /// IA32_XSS exists.
+    supervisor_states: bool,
     /// TSC_AUX exists.
     tsc_aux: bool,
     /// The CPU forgets x87 error pointers when it loads a state without a pending error.
@@ -159,9 +161,9 @@ pub fn setup(take: &mut dyn FnMut(u64) -> u64) {
     }
 }
 
-/// Switches virtualisation on, on the CPU that runs this: once on each CPU, after its GDT, TSS,
-/// GS base and SYSCALL registers are final, since those are what it finds after every exit. The
-/// FPU is out of bounds from then on (CR0.TS), for the core and for threads.
+/// Switches virtualisation on, on the CPU that runs this: once on each CPU, after its control
+/// registers (`feature::activate`), GDT, TSS, GS base and SYSCALL registers are final, since those
+/// are what it finds after every exit.
 pub fn enable() {
     if !available() {
         return;
@@ -179,7 +181,7 @@ pub fn available() -> bool {
 
 /// True if guests run on AMD's SVM.
 pub fn is_svm() -> bool {
-    available()
+    available() && guest_tables() == GuestTables::Npt
 }
 
 /// Layout of the tables of guest spaces.

@@ -268,11 +268,17 @@ pub const fn inject(value: u64) -> Checked<u64> {
 
 /// What becomes of an event whose delivery an exit cut short: the same event, to be injected
 /// again, or 0 if running the instruction again raises it (INT n, INT3, INTO).
-#[inline]
+#[inline(always)]
 pub const fn interrupted_delivery(exit_int_info: u64) -> u64 {
     if exit_int_info & event::VALID == 0 {
-        return 0;
+        0
+    } else {
+        deliver_again(exit_int_info)
     }
+}
+
+#[cold]
+const fn deliver_again(exit_int_info: u64) -> u64 {
     match (exit_int_info & 0x700, exit_int_info & 0xff) {
         (event::SOFTWARE, _) | (event::EXCEPTION, 3 | 4) => 0,
         _ => match inject(exit_int_info) {

@@ -21,7 +21,6 @@ use microvisor_vcpu_state::xsave::image_size;
 use raw_cpuid::cpuid;
 pub use run::stopped;
 use vmcb::{Vmcb, clean};
-use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 
 /// The implementation for AMD's CPUs.
@@ -135,6 +134,7 @@ impl Virt for Svm {
             asids: svm.ebx,
             next_rip: svm.edx & feature::NEXT_RIP != 0,
             decode_assists: svm.edx & feature::DECODE_ASSISTS != 0,
+            supervisor_states: limits.xcr0 != 0 && cpuid!(0xd, 1).eax >> 3 & 1 != 0,
             // RDTSCP or RDPID.
             tsc_aux: words.ext1_edx >> 27 & 1 != 0 || words.leaf7_ecx >> 22 & 1 != 0,
             x87_pointers_leak: ext8_ebx >> 2 & 1 == 0,
@@ -146,23 +146,9 @@ impl Virt for Svm {
     fn enable(cpu: &PerCpu) -> Result<(), &'static str> {
         Self::detect()?;
         let (save, host) = frames(cpu);
-        // SAFETY: the CPU has these features (`detect`). Setting TS makes every use of the FPU
-        // outside `fpu` a fault, which is wanted; `save` and `host` are frames that `setup`
-        // took for this CPU alone. VMSAVE stores what VMLOAD must bring back after each exit.
+        // SAFETY: the CPU has SVM (`detect`); `save` and `host` are frames that `setup` took for this
+        // CPU alone. VMSAVE stores what VMLOAD must bring back after each exit.
         unsafe {
-            let mut cr4 = Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE;
-            if super::features().limits.xcr0 != 0 {
-                cr4 |= Cr4Flags::OSXSAVE;
-            }
-            Cr4::update(|flags| flags.insert(cr4));
-            Cr0::update(|flags| {
-                flags.remove(Cr0Flags::EMULATE_COPROCESSOR);
-                flags.insert(
-                    Cr0Flags::TASK_SWITCHED
-                        | Cr0Flags::MONITOR_COPROCESSOR
-                        | Cr0Flags::NUMERIC_ERROR,
-                );
-            });
             Efer::update(|efer| efer.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE));
             Msr::new(VM_HSAVE_PA).write(save);
             asm!("vmsave rax", in("rax") host, options(nostack, preserves_flags));
