@@ -221,7 +221,7 @@ fn features() -> &'static Features {
 pub fn init(vcpu: VcpuArea) {
     let area = Area::new(vcpu);
     area.image_with(microvisor_vcpu_state::xsave::reset);
-    area.header().xcr0.set(1);
+    area.header().xcr0.set(microvisor_vcpu_state::reset::XCR0);
     svm::Svm::init(area);
 }
 

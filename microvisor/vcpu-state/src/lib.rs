@@ -10,6 +10,7 @@
 
 pub mod asid;
 pub mod limits;
+pub mod reset;
 pub mod sanitise;
 pub mod svm_bitmaps;
 pub mod svm_exit;

@@ -144,6 +144,25 @@ fn modes_that_guests_start_in_are_accepted() {
 }
 
 #[test]
+fn the_state_after_reset_is_accepted() {
+    use microvisor_vcpu_state::reset;
+    for limits in [rich(), poor()] {
+        let m = Mode {
+            cs: reset::CS,
+            ss: reset::DATA,
+            ..mode(reset::CR0, 0, 0, 0, 0, 0)
+        };
+        assert_eq!(m.sanitised(&limits), Ok(m));
+        assert_eq!(m.cpl(reset::RFLAGS), 0);
+        assert_eq!(rflags(reset::RFLAGS), reset::RFLAGS);
+        assert_eq!(dr6(reset::DR6, &limits), reset::DR6);
+    }
+    assert_eq!(dr7(reset::DR7), Ok(reset::DR7));
+    assert_eq!(pat(reset::PAT), Ok(reset::PAT));
+    assert_eq!(xcr0(reset::XCR0, &rich()), Ok(reset::XCR0));
+}
+
+#[test]
 fn the_offending_value_is_named() {
     let limits = rich();
     let refused = |m: Mode| m.sanitised(&limits).expect_err("refused");

@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use microvisor_objects::id::PhysAddr;
 use microvisor_objects::machine::GuestTables;
 use microvisor_vcpu_state::limits::Limits;
+use microvisor_vcpu_state::reset;
 use microvisor_vcpu_state::sanitise;
 use microvisor_vcpu_state::svm_bitmaps::{IOPM_BYTES, MSRPM_BYTES, msr_map, port};
 use microvisor_vcpu_state::xsave::image_size;
@@ -170,11 +171,20 @@ impl Virt for Svm {
         vmcb.virtual_interrupt.set(V_INTR_MASKING);
         vmcb.nested_enable.set(1);
         vmcb.efer.set(sanitise::EFER_SVME);
-        vmcb.cr0.set(sanitise::cr0::ET);
-        vmcb.rflags.set(2);
-        vmcb.dr6.set(0xffff_0ff0);
-        vmcb.dr7.set(0x400);
-        vmcb.pat.set(0x0007_0406_0007_0406);
+        vmcb.cs.set(reset::CS);
+        for data in [&vmcb.ss, &vmcb.ds, &vmcb.es, &vmcb.fs, &vmcb.gs] {
+            data.set(reset::DATA);
+        }
+        vmcb.ldtr.set(reset::LDTR);
+        vmcb.tr.set(reset::TR);
+        vmcb.gdtr.set(reset::TABLE);
+        vmcb.idtr.set(reset::TABLE);
+        vmcb.rip.set(reset::RIP);
+        vmcb.rflags.set(reset::RFLAGS);
+        vmcb.cr0.set(reset::CR0);
+        vmcb.dr6.set(reset::DR6);
+        vmcb.dr7.set(reset::DR7);
+        vmcb.pat.set(reset::PAT);
     }
 
     fn attach(area: Area, root: PhysAddr) {
