@@ -1,1 +1,33 @@
-//! stub
+//! `cargo image`: a description of components, guests and rights (`system.toml`) becomes an image
+//! that boots. [`image::build`] is the whole way; the test suite calls it too.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`read`], [`description`] | TOML to values with their places |
+//! | [`rules`], [`problem`] | what is wrong, all at once, with advice |
+//! | [`workspace`], [`debian`], [`initramfs`] | where the parts come from |
+//! | [`elf`], [`symbols`], [`verify`] | what is made of a program |
+//! | [`manifest`], [`archive`], [`iso`] | what is written |
+//! | [`qemu`], [`packages`] | what runs it |
+//!
+//! The image-builder has no rights on anybody's machine but to build: it installs Debian packages
+//! only when run as root, and otherwise says how.
+#![forbid(unsafe_code)]
+
+pub mod archive;
+pub mod debian;
+pub mod description;
+pub mod elf;
+pub mod image;
+pub mod initramfs;
+pub mod iso;
+pub mod manifest;
+pub mod packages;
+pub mod problem;
+pub mod progress;
+pub mod qemu;
+pub mod read;
+pub mod rules;
+pub mod symbols;
+pub mod verify;
+pub mod workspace;

@@ -1,2 +1,188 @@
-//! stub
-fn main() {}
+//! The command line of `cargo image`: build, run, check. Everything it does is in the library.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use image_builder::image::{self, Image, Order};
+use image_builder::progress::say;
+use image_builder::qemu::{GUEST_FAILED, Machine, POWERED_OFF, gdb};
+use image_builder::workspace::Workspace;
+use image_builder::{packages, read};
+
+/// Builds bootable systems from a description, and runs them in QEMU.
+#[derive(Parser)]
+#[command(name = "cargo image", bin_name = "cargo image")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Builds the direct-boot pair and a bootable ISO into build/<system>/.
+    Build {
+        #[command(flatten)]
+        system: SystemFile,
+        /// Folder for the results.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Only the direct-boot pair for QEMU.
+        #[arg(long)]
+        no_iso: bool,
+    },
+    /// Builds, and boots in QEMU on this terminal (Ctrl-a x ends it).
+    Run {
+        #[command(flatten)]
+        system: SystemFile,
+        /// Folder for the results.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Boot the ISO through GRUB instead of the kernel directly.
+        #[arg(long)]
+        iso: bool,
+        /// Boot the ISO by UEFI.
+        #[arg(long)]
+        uefi: bool,
+        /// Wait for gdb, and print the command that attaches it with symbols.
+        #[arg(long)]
+        gdb: bool,
+        /// CPUs of the machine, instead of what the description says.
+        #[arg(long, value_name = "N")]
+        smp: Option<u32>,
+        /// Memory of the machine, for instance 4G, instead of what the description says.
+        #[arg(long, value_name = "SIZE", value_parser = memory)]
+        memory: Option<u64>,
+        /// QEMU's CPU model and flags.
+        #[arg(long, default_value = "max")]
+        cpu: String,
+        /// Let time count instructions (repeats exactly).
+        #[arg(long)]
+        icount: bool,
+    },
+    /// Says everything that is wrong with a description, with lines and advice.
+    Check {
+        #[command(flatten)]
+        system: SystemFile,
+    },
+}
+
+#[derive(Args)]
+struct SystemFile {
+    /// The description; the example with Debian's Linux if absent.
+    system: Option<PathBuf>,
+}
+
+impl SystemFile {
+    fn path(&self, workspace: &Workspace) -> PathBuf {
+        match &self.system {
+            Some(path) => path.clone(),
+            None => {
+                let path = workspace.root.join("image-builder/examples/linux.toml");
+                // A short name reads better in messages.
+                let here = std::env::current_dir().unwrap_or_default();
+                path.strip_prefix(&here).map(Path::to_owned).unwrap_or(path)
+            }
+        }
+    }
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    let bytes = read::bytes(text).ok_or("write 512M or 4G")?;
+    Ok(bytes >> 20)
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    // Compiled-in: the tool belongs to the workspace that it was built from.
+    let workspace = Workspace::find(Path::new(env!("CARGO_MANIFEST_DIR")))?;
+    match verb {
+        Verb::Check { system } => {
+            let path = system.path(&workspace);
+            image::check(&workspace, &path)?;
+            println!("{} is right", path.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Build {
+            system,
+            out,
+            no_iso,
+        } => {
+            let order = Order {
+                system: system.path(&workspace),
+                out,
+                iso: !no_iso,
+            };
+            let image = image::build(&workspace, &order)?;
+            println!("core     {}", image.core.display());
+            println!("archive  {}", image.archive.display());
+            if let Some(iso) = &image.iso {
+                println!("iso      {}", iso.display());
+            }
+            println!("symbols  {}", image.folder.join("debug").display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Run {
+            system,
+            out,
+            iso,
+            uefi,
+            gdb,
+            smp,
+            memory,
+            cpu,
+            icount,
+        } => {
+            packages::ensure(&[packages::QEMU])?;
+            if uefi {
+                packages::ensure(&[packages::OVMF])?;
+            }
+            let order = Order {
+                system: system.path(&workspace),
+                out,
+                iso: iso || uefi,
+            };
+            let image = image::build(&workspace, &order)?;
+            let mut machine = Machine::of(&image);
+            machine.iso = iso || uefi;
+            machine.uefi = uefi;
+            machine.gdb = gdb;
+            machine.smp = smp.unwrap_or(machine.smp);
+            machine.memory_mib = memory.unwrap_or(machine.memory_mib);
+            machine.cpu = cpu;
+            machine.icount = icount;
+            boot(&image, &machine)
+        }
+    }
+}
+
+fn boot(image: &Image, machine: &Machine) -> Result<ExitCode> {
+    if machine.smp == 0 {
+        bail!("a machine needs at least one CPU");
+    }
+    if machine.gdb {
+        say("Waiting", "for gdb. In another terminal, in this folder:");
+        eprintln!("    {}", gdb(image));
+    }
+    say("Booting", format!("{} (Ctrl-a x ends QEMU)", image.name));
+    let status = machine
+        .command(image)
+        .status()
+        .context("cannot start QEMU")?;
+    match status.code() {
+        Some(0 | POWERED_OFF) => Ok(ExitCode::SUCCESS),
+        Some(GUEST_FAILED) => bail!("a guest failed; the console above says how"),
+        _ => bail!("QEMU ended with {status}"),
+    }
+}

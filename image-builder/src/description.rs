@@ -1,0 +1,276 @@
+//! What `system.toml` says, as values with their places in the file. Made by `read`, judged by
+//! `rules`, turned into a manifest by `manifest`. Holds no defaults and opens no file.
+
+use std::ops::Range;
+
+use crate::problem::Source;
+
+/// A value and where it stands in the file.
+#[derive(Clone, Debug, Default)]
+pub struct At<T> {
+    /// The value.
+    pub value: T,
+    /// Byte offsets in the file.
+    pub span: Range<usize>,
+}
+
+impl<T> At<T> {
+    /// A value that stands at `span`.
+    pub fn new(value: T, span: Range<usize>) -> Self {
+        At { value, span }
+    }
+}
+
+/// A whole description.
+#[derive(Clone, Debug, Default)]
+pub struct Description {
+    /// The file.
+    pub source: Source,
+    /// The machine and what ends the system.
+    pub system: System,
+    /// `[[component]]`, the built-in ones merged in.
+    pub components: Vec<Component>,
+    /// `[[guest]]`.
+    pub guests: Vec<Guest>,
+}
+
+impl Description {
+    /// The component of this name.
+    pub fn component(&self, name: &str) -> Option<&Component> {
+        self.components.iter().find(|c| c.name.value == name)
+    }
+
+    /// Those that a manifest lists: all but root, which the core starts.
+    pub fn wired(&self) -> impl Iterator<Item = &Component> {
+        self.components.iter().filter(|c| c.name.value != ROOT)
+    }
+}
+
+/// The component that the core starts.
+pub const ROOT: &str = "root";
+
+/// `[system]`.
+#[derive(Clone, Debug, Default)]
+pub struct System {
+    /// Where the table is.
+    pub span: Range<usize>,
+    /// CPUs of the machine; what `check` holds pins against and `run` gives to QEMU.
+    pub cpus: At<u32>,
+    /// Memory of the machine in MiB; likewise.
+    pub memory_mib: At<u64>,
+    /// Switch the machine off when no guest is left.
+    pub exit_with_guests: bool,
+}
+
+/// `[[component]]`.
+#[derive(Clone, Debug, Default)]
+pub struct Component {
+    /// Where the table is; past the end of the file for a built-in one that the file does not mention.
+    pub span: Range<usize>,
+    /// Unique name.
+    pub name: At<String>,
+    /// Cargo package it is built from; the name if absent.
+    pub package: Option<At<String>>,
+    /// An ELF that is there already, instead of a package.
+    pub file: Option<At<String>>,
+    /// One instance for each guest.
+    pub per_guest: bool,
+    /// 0 to 31.
+    pub priority: At<u8>,
+    /// CPU.
+    pub cpu: At<u32>,
+    /// Own memory in bytes.
+    pub memory_bytes: At<u64>,
+    /// Threads besides the first.
+    pub threads: At<u32>,
+    /// Interfaces it serves.
+    pub serves: Vec<At<String>>,
+    /// Interfaces it may call.
+    pub needs: Vec<Need>,
+    /// First port and count.
+    pub ports: Vec<At<(u16, u16)>>,
+    /// ISA lines.
+    pub interrupts: Vec<At<u32>>,
+    /// Files it may read: where they come from.
+    pub files: Vec<At<Input>>,
+    /// Started again when it faults.
+    pub restart: bool,
+}
+
+impl Component {
+    /// The cargo package it is built from, unless it is a file.
+    pub fn package(&self) -> Option<&At<String>> {
+        match (&self.package, &self.file) {
+            (Some(package), _) => Some(package),
+            (None, None) => Some(&self.name),
+            (None, Some(_)) => None,
+        }
+    }
+}
+
+/// A right to call.
+#[derive(Clone, Debug, Default)]
+pub struct Need {
+    /// Where it is written.
+    pub span: Range<usize>,
+    /// Interface.
+    pub interface: String,
+    /// Component; found by its `serves` if absent.
+    pub server: Option<String>,
+}
+
+/// `[[guest]]`.
+#[derive(Clone, Debug, Default)]
+pub struct Guest {
+    /// Where the table is.
+    pub span: Range<usize>,
+    /// Unique name.
+    pub name: At<String>,
+    /// Kernel.
+    pub kernel: Option<At<Input>>,
+    /// Initial RAM disk.
+    pub initrd: Option<At<Input>>,
+    /// Command line.
+    pub cmdline: At<String>,
+    /// Memory in MiB.
+    pub memory_mib: At<u64>,
+    /// One entry per vCPU: its CPU.
+    pub cpus: Vec<At<u32>>,
+    /// Which builder.
+    pub builder: At<String>,
+    /// Which VMM.
+    pub vmm: At<String>,
+    /// Which console; empty for none.
+    pub console: At<String>,
+}
+
+/// Where a file comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Input {
+    /// Nowhere yet.
+    #[default]
+    None,
+    /// A file; relative to the description.
+    Path(String),
+    /// `debian:PACKAGE[/SUITE]`: the kernel that a metapackage depends on.
+    DebianKernel {
+        /// For instance `linux-image-amd64`.
+        package: String,
+        /// For instance `bookworm-backports`; what apt prefers if absent.
+        suite: Option<String>,
+    },
+    /// `debian:PACKAGE[/SUITE]#FILE`: a file out of a package.
+    DebianFile {
+        /// Package.
+        package: String,
+        /// Suite; what apt prefers if absent.
+        suite: Option<String>,
+        /// Path in the package, without a leading slash.
+        file: String,
+    },
+    /// `builtin:busybox`: an initramfs with busybox and a shell on the console.
+    Busybox,
+    /// `package:NAME`: a bare-metal ELF built from a package of this workspace.
+    Package(String),
+}
+
+impl Input {
+    /// Reads the notation of `system.toml`. The error is advice.
+    pub fn parse(text: &str) -> Result<Input, String> {
+        let Some((scheme, rest)) = text.split_once(':') else {
+            return match text {
+                "" => Err("write a path, debian:PACKAGE or builtin:busybox".into()),
+                path => Ok(Input::Path(path.into())),
+            };
+        };
+        match scheme {
+            "debian" => {
+                let (package, file) = match rest.split_once('#') {
+                    Some((package, file)) => (package, Some(file.trim_start_matches('/'))),
+                    None => (rest, None),
+                };
+                let (package, suite) = match package.split_once('/') {
+                    Some((package, suite)) => (package, Some(suite.to_owned())),
+                    None => (package, None),
+                };
+                let plain = |word: &str| {
+                    !word.is_empty()
+                        && !word.starts_with('-')
+                        && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+                };
+                if !plain(package) || !suite.as_deref().is_none_or(plain) {
+                    return Err("write debian:PACKAGE, debian:PACKAGE/SUITE or debian:PACKAGE#FILE".into());
+                }
+                let package = package.to_owned();
+                Ok(match file {
+                    None => Input::DebianKernel { package, suite },
+                    Some(file) => Input::DebianFile {
+                        package,
+                        suite,
+                        file: file.to_owned(),
+                    },
+                })
+            }
+            "builtin" if rest == "busybox" => Ok(Input::Busybox),
+            "builtin" => Err("the only built-in file is builtin:busybox".into()),
+            "package" => Ok(Input::Package(rest.to_owned())),
+            _ => Err(format!(
+                "there is no source {scheme:?}; write a path, debian:PACKAGE, builtin:busybox or package:NAME \
+                 (a path with a colon: start it with ./)"
+            )),
+        }
+        .or_else(|advice| match scheme {
+            _ if scheme.contains('/') || scheme.starts_with('.') => Ok(Input::Path(text.into())),
+            _ => Err(advice),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sources_are_read_as_written() {
+        let debian = |text| Input::parse(text).unwrap();
+        assert_eq!(
+            debian("debian:linux-image-amd64"),
+            Input::DebianKernel {
+                package: "linux-image-amd64".into(),
+                suite: None
+            }
+        );
+        assert_eq!(
+            debian("debian:linux-image-amd64/bookworm-backports"),
+            Input::DebianKernel {
+                package: "linux-image-amd64".into(),
+                suite: Some("bookworm-backports".into())
+            }
+        );
+        assert_eq!(
+            debian("debian:grub-xen-host#/usr/lib/x.bin"),
+            Input::DebianFile {
+                package: "grub-xen-host".into(),
+                suite: None,
+                file: "usr/lib/x.bin".into()
+            }
+        );
+        assert_eq!(debian("./a:b"), Input::Path("./a:b".into()));
+        assert_eq!(debian("a/b"), Input::Path("a/b".into()));
+    }
+
+    #[test]
+    fn a_package_name_cannot_be_an_option() {
+        assert!(Input::parse("debian:--help").is_err());
+        assert!(Input::parse("debian:a b").is_err());
+        assert!(Input::parse("ftp:x").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_source_is_read_without_panic(text in ".{0,40}") {
+            let _ = Input::parse(&text);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! QEMU's command line for an image. Used by `run` and by the test suite, so that both boot the
+//! same machine.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::image::Image;
+
+/// A machine to boot an image on.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// CPUs.
+    pub smp: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// CPU model and flags.
+    pub cpu: String,
+    /// Boot the ISO instead of the direct-boot pair.
+    pub iso: bool,
+    /// UEFI instead of BIOS; for the ISO.
+    pub uefi: bool,
+    /// Count instructions: one nanosecond each.
+    pub icount: bool,
+    /// Wait for gdb on port 1234.
+    pub gdb: bool,
+    /// Where the serial port goes, for instance `mon:stdio`.
+    pub serial: String,
+    /// Another archive than the image's.
+    pub archive: Option<PathBuf>,
+}
+
+impl Machine {
+    /// The machine that the description asks for.
+    pub fn of(image: &Image) -> Self {
+        Machine {
+            smp: image.cpus,
+            memory_mib: image.memory_mib,
+            cpu: "max".into(),
+            iso: false,
+            uefi: false,
+            icount: false,
+            gdb: false,
+            serial: "mon:stdio".into(),
+            archive: None,
+        }
+    }
+
+    /// The command that boots `image`. It ends with [`POWERED_OFF`] when all guests did.
+    pub fn command(&self, image: &Image) -> Command {
+        let mut qemu = Command::new("qemu-system-x86_64");
+        let mut cpu = self.cpu.clone();
+        qemu.args([
+            "-M",
+            "q35",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-vga",
+            "std",
+            "-nic",
+            "none",
+        ]);
+        qemu.args(["-serial", &self.serial]);
+        if !self.serial.starts_with("mon:") {
+            qemu.args(["-monitor", "none"]);
+        }
+        qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+        qemu.arg("-smp").arg(self.smp.to_string());
+        qemu.arg("-m").arg(format!("{}M", self.memory_mib));
+        if self.icount {
+            qemu.args(["-icount", "shift=0,sleep=off"]);
+            // Under -icount QEMU aborts on x2APIC's timer, and RDTSCP exits as RDTSC.
+            if !cpu.contains("-x2apic") {
+                cpu += ",-x2apic,-rdtscp";
+            }
+        }
+        qemu.arg("-cpu").arg(cpu);
+        if self.gdb {
+            qemu.args(["-s", "-S"]);
+        }
+        match (&image.iso, self.iso) {
+            (Some(iso), true) => {
+                qemu.arg("-cdrom").arg(iso);
+                qemu.args(["-boot", "d"]);
+                if self.uefi {
+                    qemu.args([
+                        "-drive",
+                        "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+                    ]);
+                }
+            }
+            _ => {
+                qemu.arg("-kernel").arg(&image.core);
+                qemu.arg("-initrd")
+                    .arg(self.archive.as_ref().unwrap_or(&image.archive));
+            }
+        }
+        qemu
+    }
+}
+
+/// QEMU's exit status when root ends the system after every guest powered off
+/// (`idl::manifest::Exit`).
+pub const POWERED_OFF: i32 = 33;
+/// The same when a guest failed.
+pub const GUEST_FAILED: i32 = 35;
+
+/// The one gdb command that debugs `image`, started from the workspace's folder.
+pub fn gdb(image: &Image) -> String {
+    let mut out = String::from("gdb");
+    for (index, file) in image.debug.iter().enumerate() {
+        match index {
+            0 => out += &format!(" {}", file.display()),
+            _ => out += &format!(" -ex 'add-symbol-file {}'", file.display()),
+        }
+    }
+    out + " -ex 'target remote :1234'"
+}
