@@ -40,7 +40,7 @@ impl GuestRing {
         let producer = word(OUT_PROD)?;
         if producer.wrapping_sub(consumer) > OUT_SIZE {
             // The guest's own index is wrong; take it as "nothing new".
-            self.store(memory, OUT_CONS, producer)?;
+            memory.write_u32(self.address + OUT_CONS, producer)?;
             return Ok(false);
         }
         let mut moved = false;
@@ -64,7 +64,7 @@ impl GuestRing {
             moved |= written != 0;
         }
         if moved {
-            self.store(memory, OUT_CONS, consumer)?;
+            memory.write_u32(self.address + OUT_CONS, consumer)?;
         }
         Ok(moved)
     }
@@ -98,24 +98,9 @@ impl GuestRing {
             moved = true;
         }
         if moved {
-            self.store(memory, IN_PROD, producer)?;
+            memory.write_u32(self.address + IN_PROD, producer)?;
         }
         Ok(moved)
-    }
-
-    /// Stores an index after what it speaks of: locked operations order it.
-    fn store<M: GuestMemory>(&self, memory: &M, offset: u64, value: u32) -> Result<(), Unbacked> {
-        let address = self.address + offset;
-        let mut found = memory.read_u32(address)?;
-        // The guest may write our index too; a few tries are enough for one that does not.
-        for _ in 0..4 {
-            let before = memory.compare_exchange_u32(address, found, value)?;
-            if before == found {
-                break;
-            }
-            found = before;
-        }
-        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@ use xen_abi::{
     Env, LegacyLine, MapError, ServiceId, ShutdownReason, SpecialFrame, Upcall, VcpuStart,
 };
 
+use crate::map::Removed;
 use crate::shared::{Shared, flag, service};
 use crate::stop::Reason;
 
@@ -94,11 +95,6 @@ impl Env for Effects<'_> {
         self.shared.lines.lock().add(bytes);
     }
 
-    fn console_read(&mut self, _buffer: &mut [u8]) -> usize {
-        // Input goes to the console ring.
-        0
-    }
-
     fn map_special(&mut self, frame: SpecialFrame, gfn: u64) -> Result<(), MapError> {
         self.shared
             .map
@@ -106,22 +102,15 @@ impl Env for Effects<'_> {
             .map_special(&self.shared.ram, frame, gfn)
     }
 
-    fn move_page(&mut self, from: u64, to: u64) -> Result<(), MapError> {
-        // Would need RAM pages that are known by another number than their place; no kernel that
-        // runs as PVH asks for it.
-        log::warn!("guest asked to move page {from:#x} to {to:#x}: refused");
-        Err(MapError::OutOfRange)
-    }
-
     fn remove_page(&mut self, gfn: u64) -> bool {
         self.shared
             .map
             .lock()
             .remove(&self.shared.ram, gfn)
-            .unwrap_or(false)
+            .is_ok_and(|removed| removed != Removed::Nothing)
     }
 
-    fn populate_page(&mut self, gfn: u64) -> Result<(), MapError> {
+    fn populate_page(&mut self, gfn: u64) -> Result<bool, MapError> {
         self.shared.map.lock().populate(&self.shared.ram, gfn, true)
     }
 

@@ -65,6 +65,8 @@ enum StartError {
     Map(xen_abi::MapError),
     /// The Xen ABI refused the configuration.
     Domain(xen_abi::ConfigError),
+    /// The console did not take the guest.
+    Console(sdk::console::AttachError),
     /// No event channel for the console.
     ConsolePort(xen_abi::Errno),
 }
@@ -84,6 +86,7 @@ impl core::fmt::Display for StartError {
             StartError::Core(what, status) => write!(f, "{what}: {status:?}"),
             StartError::Map(error) => write!(f, "ring pages not mapped: {error:?}"),
             StartError::Domain(error) => write!(f, "not a domain that Xen has: {error:?}"),
+            StartError::Console(error) => write!(f, "no console: {error:?}"),
             StartError::ConsolePort(error) => write!(f, "no event channel: {error:?}"),
         }
     }
@@ -126,7 +129,7 @@ struct Started {
     shared: &'static Shared,
     ring: GuestRing,
     console_port: u32,
-    attached: Option<service::Attached>,
+    attached: Option<sdk::console::Attached>,
 }
 
 fn start(env: &Env) -> Result<Started, StartError> {
@@ -173,6 +176,7 @@ fn start(env: &Env) -> Result<Started, StartError> {
     let console_port = domain
         .alloc_service_port(env::CONSOLE)
         .map_err(StartError::ConsolePort)?;
+    domain.set_service_ports(0, console_port);
     let service = env.notification();
     let mut mailboxes = Vec::new();
     for index in 0..vcpus {
@@ -199,7 +203,7 @@ fn start(env: &Env) -> Result<Started, StartError> {
     let attached = match env.wire("console") {
         Some(endpoint) => Some(
             service::attach(EndpointTransport(endpoint), &guest.name, service)
-                .map_err(core_error("console"))?,
+                .map_err(StartError::Console)?,
         ),
         None => None,
     };

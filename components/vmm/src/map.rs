@@ -25,6 +25,17 @@ const GUEST: u64 = Map::READ | Map::WRITE | Map::EXECUTE;
 /// paging translates.
 const GFN_END: u64 = 1 << (46 - 12);
 
+/// What was at a guest frame that was taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// Nothing.
+    Nothing,
+    /// RAM.
+    Ram,
+    /// A special frame.
+    Special,
+}
+
 /// 2 MiB of RAM.
 #[derive(Debug)]
 struct Chunk {
@@ -108,8 +119,8 @@ impl GuestMap {
         })
     }
 
-    /// Takes out what is mapped at `gfn`; answers whether it was RAM.
-    pub fn remove(&mut self, ram: &Ram, gfn: u64) -> Result<bool, MapError> {
+    /// Takes out what is mapped at `gfn`; answers what it was.
+    pub fn remove(&mut self, ram: &Ram, gfn: u64) -> Result<Removed, MapError> {
         if let Some(index) = ram.special_of(gfn) {
             if let Some(frame) = usize::try_from(index)
                 .ok()
@@ -118,15 +129,15 @@ impl GuestMap {
                 unmapped(frame.unmap(), gfn);
             }
             ram.set_special(index, None);
-            return Ok(false);
+            return Ok(Removed::Special);
         }
         if !ram.is_plain(gfn) {
-            return Ok(false);
+            return Ok(Removed::Nothing);
         }
         let frame = self.child(gfn)?;
         ram.set_plain(gfn, false);
         unmapped(frame.unmap(), gfn);
-        Ok(true)
+        Ok(Removed::Ram)
     }
 
     /// Maps a special frame at `gfn` in place of what is there.
@@ -155,14 +166,14 @@ impl GuestMap {
             }
             self.remove(ram, before)?;
         }
-        let was_ram = self.remove(ram, gfn)?;
+        let removed = self.remove(ram, gfn)?;
         match self.map_page(cap, gfn) {
             Ok(()) => {
                 ram.set_special(index, Some(gfn));
                 Ok(())
             }
             Err(error) => {
-                if was_ram {
+                if removed == Removed::Ram {
                     // What was there comes back; its tables exist.
                     let _ = self.populate(ram, gfn, false);
                 }
@@ -171,10 +182,11 @@ impl GuestMap {
         }
     }
 
-    /// Puts RAM back at a guest frame where it belongs, zeroed if asked.
-    pub fn populate(&mut self, ram: &Ram, gfn: u64, zero: bool) -> Result<(), MapError> {
+    /// Puts RAM back at a guest frame where it belongs, zeroed if asked. Answers false if
+    /// something is mapped there: it stays.
+    pub fn populate(&mut self, ram: &Ram, gfn: u64, zero: bool) -> Result<bool, MapError> {
         if ram.is_plain(gfn) || ram.special_of(gfn).is_some() {
-            return Ok(());
+            return Ok(false);
         }
         if !ram.belongs(gfn) {
             return Err(MapError::NoMemory);
@@ -185,7 +197,7 @@ impl GuestMap {
         }
         self.map_page(frame, gfn)?;
         ram.set_plain(gfn, true);
-        Ok(())
+        Ok(true)
     }
 }
 

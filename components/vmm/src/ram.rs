@@ -310,33 +310,15 @@ impl xen_abi::GuestMemory for Ram {
     fn read_u32(&self, address: u64) -> Result<u32, xen_abi::Unbacked> {
         Ok(self.word_u32(address)?.load(Ordering::SeqCst))
     }
-    fn read_u64(&self, address: u64) -> Result<u64, xen_abi::Unbacked> {
-        Ok(self.word_u64(address)?.load(Ordering::SeqCst))
+    fn write_u32(&self, address: u64, value: u32) -> Result<(), xen_abi::Unbacked> {
+        self.word_u32(address)?.store(value, Ordering::SeqCst);
+        Ok(())
     }
     fn fetch_or_u32(&self, address: u64, bits: u32) -> Result<u32, xen_abi::Unbacked> {
         Ok(self.word_u32(address)?.fetch_or(bits, Ordering::SeqCst))
     }
-    fn fetch_or_u64(&self, address: u64, bits: u64) -> Result<u64, xen_abi::Unbacked> {
-        Ok(self.word_u64(address)?.fetch_or(bits, Ordering::SeqCst))
-    }
     fn fetch_and_u32(&self, address: u64, bits: u32) -> Result<u32, xen_abi::Unbacked> {
         Ok(self.word_u32(address)?.fetch_and(bits, Ordering::SeqCst))
-    }
-    fn fetch_and_u64(&self, address: u64, bits: u64) -> Result<u64, xen_abi::Unbacked> {
-        Ok(self.word_u64(address)?.fetch_and(bits, Ordering::SeqCst))
-    }
-    fn compare_exchange_u32(
-        &self,
-        address: u64,
-        current: u32,
-        new: u32,
-    ) -> Result<u32, xen_abi::Unbacked> {
-        let word = self.word_u32(address)?;
-        Ok(
-            match word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst) {
-                Ok(old) | Err(old) => old,
-            },
-        )
     }
 }
 

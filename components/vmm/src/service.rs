@@ -2,11 +2,10 @@
 //! and tells root when the domain stops. It runs when its notification has bits, otherwise not.
 
 use core::fmt::Write;
-use idl::Name;
-use idl::console::{ClientKind, ConsoleClient};
-use idl::ring::RingPage;
+
+use idl::console::ClientKind;
 use idl::supervisor::Detail;
-use sdk::memory;
+use sdk::console::{self, Attached};
 use sdk::prelude::*;
 
 use crate::console::GuestRing;
@@ -14,34 +13,16 @@ use crate::env::{Effects, NOBODY};
 use crate::shared::{Shared, service};
 use crate::stop::Reason;
 
-/// Where the guest's console comes out.
-pub struct Attached {
-    page: &'static RingPage,
-    peer: Cap<cap::Notification>,
-}
-
 /// Attaches the guest to the console component.
 pub fn attach(
     transport: EndpointTransport,
-    guest: &Name,
+    guest: &str,
     own: Cap<cap::Notification>,
-) -> Result<Attached, Status> {
-    let refused = |what: &dyn core::fmt::Debug| {
-        log::error!("console refused {guest}: {what:?}");
-        Status::Aborted
-    };
-    let client = ConsoleClient::connect(transport).map_err(|error| refused(&error))?;
-    let shared = memory::shared_page::<RingPage>()?;
-    // The console gets its own capabilities, with no more than it needs.
-    let frame = shared.frame.copy(Rights::READ.or(Rights::WRITE))?;
-    let wake = own.mint(Rights::SIGNAL, service::CONSOLE)?;
-    let peer = client
-        .attach(guest.clone(), ClientKind::Guest, frame, wake)
-        .map_err(|error| refused(&error))?;
-    Ok(Attached {
-        page: shared.page,
-        peer,
-    })
+) -> Result<Attached, console::AttachError> {
+    let wake = own
+        .mint(Rights::SIGNAL, service::CONSOLE)
+        .map_err(console::AttachError::Core)?;
+    console::attach(transport, guest, ClientKind::Guest, wake)
 }
 
 /// Serves until the domain stops. `port` is the guest's event channel of its console.

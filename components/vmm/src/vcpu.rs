@@ -140,6 +140,8 @@ pub struct Vcpu {
     deadline: u64,
     /// Host TSC at which the domain wants [`xen_abi::Domain::expire`], or never.
     xen_deadline: u64,
+    /// The same in the domain's time, as the domain said it.
+    xen_deadline_ns: Option<u64>,
     /// A Xen upcall may be pending.
     upcall: bool,
     /// An NMI is pending.
@@ -192,6 +194,7 @@ impl Vcpu {
             modified: 0,
             deadline: 0,
             xen_deadline: FOREVER,
+            xen_deadline_ns: None,
             upcall: false,
             nmi: false,
             exception: 0,
@@ -405,11 +408,14 @@ impl Vcpu {
     }
 
     /// Asks the domain for its next deadline again.
+    #[inline]
     fn refresh_xen_deadline(&mut self, domain: &xen_abi::Domain) {
-        self.xen_deadline = domain
-            .next_deadline(self.index)
-            .map_or(FOREVER, |ns| domain.tsc_at(ns));
-        self.set_deadline();
+        let next = domain.next_deadline(self.index);
+        if next != self.xen_deadline_ns {
+            self.xen_deadline_ns = next;
+            self.xen_deadline = next.map_or(FOREVER, |ns| domain.tsc_at(ns));
+            self.set_deadline();
+        }
     }
 
     /// Fires what is due.
@@ -464,6 +470,9 @@ impl Vcpu {
                     return;
                 }
                 if self.wakes() {
+                    if self.activity == Activity::Blocked {
+                        self.shared.domain.lock().unblock(self.index);
+                    }
                     self.activity = Activity::Running;
                     return;
                 }

@@ -255,8 +255,15 @@ impl Vcpu {
         let mut effects = self.effects(Some(mode));
         let outcome = {
             let mut domain = shared.domain.lock();
-            domain.hypercall(self.index, &registers, &shared.ram, &mut effects)
+            let outcome = domain.hypercall(self.index, &registers, &shared.ram, &mut effects);
+            // The call may have set a timer of this vCPU.
+            self.refresh_xen_deadline(&domain);
+            outcome
         };
+        if let Next::Restart(arguments) = outcome.next {
+            self.set_arguments(long, arguments);
+            return Ok(());
+        }
         let result = if long {
             outcome.result
         } else {
@@ -265,21 +272,46 @@ impl Vcpu {
         self.page.set(field!(regs.rax), result);
         self.skip(length)?;
         match outcome.next {
-            Next::Continue => Ok(()),
+            Next::Continue | Next::Restart(_) => Ok(()),
             Next::Yield => {
                 // Lets others of this priority have the CPU: a wait that has passed already.
                 let _ = sdk::time::sleep_until(sdk::abi::NOW);
                 Ok(())
             }
             Next::Block => {
-                let domain = shared.domain.lock();
-                self.refresh_xen_deadline(&domain);
                 self.activity = Activity::Blocked;
                 Ok(())
             }
             // The flags say why.
             Next::Stop => Ok(()),
         }
+    }
+
+    /// The arguments of a hypercall that is made again.
+    fn set_arguments(&mut self, long: bool, arguments: [u64; 6]) {
+        let fields = if long {
+            [
+                field!(regs.rdi),
+                field!(regs.rsi),
+                field!(regs.rdx),
+                field!(regs.r10),
+                field!(regs.r8),
+                field!(regs.r9),
+            ]
+        } else {
+            [
+                field!(regs.rbx),
+                field!(regs.rcx),
+                field!(regs.rdx),
+                field!(regs.rsi),
+                field!(regs.rdi),
+                field!(regs.rbp),
+            ]
+        };
+        for (field, value) in fields.into_iter().zip(arguments) {
+            self.page.set(field, value);
+        }
+        self.modified |= group::GENERAL;
     }
 
     fn port(&mut self) -> Handled {
