@@ -19,24 +19,24 @@ pub enum ClientKind {
 pub enum ConsoleError {
     /// All places are taken; how many there are.
     Full(u32),
-    /// The ring page could not be mapped: the core's status number.
-    Ring(u32),
-    /// The notification could not be made: the core's status number.
-    Notification(u32),
+    /// The core refused something: its status number.
+    Core(u32),
 }
 
 /// Shows clients' output on the serial port and gives the focused guest the input.
 #[interface]
 pub trait Console {
-    /// Attaches the caller under `name`. `ring` is a page of 4 KiB, zeroed, that both write.
-    /// The console signals `wake` when it took output or brought input; the caller signals the
-    /// notification in the answer when it wrote output or took input. Attaching again under the
-    /// same name replaces the client that had it (a restarted VMM).
+    /// Attaches the caller under `name` and answers its ring page, to be mapped as a
+    /// [`crate::ring::RingPage`], and a notification to signal (with any bit) after writing output
+    /// or taking input. The console signals `wake` when it took output or brought input. Attaching
+    /// again under the same name gives the same page to the new caller (a restarted VMM).
+    ///
+    /// The page is neither side's memory but root's, so that either may die without the other
+    /// faulting on it. `sdk::console::attach` does all of this.
     fn attach(
         &self,
         name: Name,
         kind: ClientKind,
-        ring: Cap<cap::Frame>,
         wake: Cap<cap::Notification>,
-    ) -> Result<Cap<cap::Notification>, ConsoleError>;
+    ) -> Result<(Cap<cap::Frame>, Cap<cap::Notification>), ConsoleError>;
 }

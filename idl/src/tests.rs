@@ -21,14 +21,13 @@ impl ConsoleServer for Everything {
         client: u64,
         name: Name,
         kind: ClientKind,
-        ring: Cap<cap::Frame>,
         wake: Cap<cap::Notification>,
-    ) -> Result<Cap<cap::Notification>, ConsoleError> {
+    ) -> Result<(Cap<cap::Frame>, Cap<cap::Notification>), ConsoleError> {
         if kind == ClientKind::Log {
-            return Err(ConsoleError::Full(ring.slot()));
+            return Err(ConsoleError::Full(wake.slot()));
         }
         self.clients.push((client, name));
-        Ok(wake)
+        Ok((Cap::new(10), wake))
     }
 }
 
@@ -61,11 +60,11 @@ fn a_capability_and_a_badge_arrive_where_they_belong() {
     let local = Local::<Console, _>::with_badge(Everything::default(), 7);
     let console = ConsoleClient::connect(local).unwrap();
     let wake = Cap::new(11);
-    let attach = |kind| console.attach(name("linux"), kind, Cap::new(10), wake);
-    assert_eq!(attach(ClientKind::Guest), Ok(wake));
+    let attach = |kind| console.attach(name("linux"), kind, wake);
+    assert_eq!(attach(ClientKind::Guest), Ok((Cap::new(10), wake)));
     assert_eq!(
         attach(ClientKind::Log),
-        Err(CallError::Answer(ConsoleError::Full(10)))
+        Err(CallError::Answer(ConsoleError::Full(11)))
     );
 }
 

@@ -33,7 +33,7 @@
 //! # What is where
 //! [`startup`] the start contract with root; [`caps`] system calls by kind of capability;
 //! [`ipc`] clients and servers; [`memory`] mapping; [`vcpu`] state pages; [`thread`], [`time`],
-//! [`port`], [`logging`], [`sync`], [`slots`], [`panic`].
+//! [`port`], [`logging`], [`console`], [`sync`], [`slots`], [`panic`].
 //!
 //! On a host the crate builds too, for tests of logic; every system call then fails.
 #![no_std]
@@ -43,6 +43,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod caps;
+pub mod console;
 pub mod entry;
 pub mod heap;
 pub mod ipc;

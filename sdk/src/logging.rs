@@ -6,11 +6,12 @@ use core::fmt::{self, Write};
 
 use idl::Cap;
 use idl::cap::{Endpoint, Notification};
-use idl::console::{ClientKind, ConsoleClient};
+use idl::console::ClientKind;
 use idl::ring::{OUT_BYTES, RingPage, Writer};
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::caps::{MemoryCap, NotificationCap};
+use crate::console::{self, AttachError};
 use crate::ipc::EndpointTransport;
 use crate::memory;
 use crate::sync::Mutex;
@@ -146,24 +147,13 @@ pub fn set_direct(write: fn(&[u8])) {
     lines.flush();
 }
 
-/// Why the log could not be attached to a console.
-pub type AttachError = idl::CallError<idl::console::ConsoleError, microvisor_abi::Status>;
-
 /// Attaches this component's log to the console behind `endpoint`.
 pub fn attach(endpoint: Cap<Endpoint>, name: &str) -> Result<(), AttachError> {
-    let failure = |status| idl::CallError::Failure(idl::Failure::Transport(status));
-    let shared = memory::shared_page::<RingPage>().map_err(failure)?;
-    // The console tells when it took output; lines then follow with the next one, so nobody
-    // waits for this notification.
-    let woken: Cap<Notification> = memory::own().retype(0).map_err(failure)?;
-    let console = ConsoleClient::connect(EndpointTransport(endpoint)).map_err(|error| {
-        idl::CallError::Failure(match error {
-            idl::ConnectError::Failure(failure) => failure,
-            idl::ConnectError::Schema { .. } => idl::Failure::Malformed,
-        })
-    })?;
-    let wake = console.attach(idl::name(name), ClientKind::Log, shared.frame, woken)?;
-    set_ring(shared.page, wake, 0);
+    // The console tells when it took output; what waits then follows with the next line, so
+    // nobody waits for this notification.
+    let woken: Cap<Notification> = memory::own().retype(0).map_err(AttachError::Core)?;
+    let attached = console::attach(EndpointTransport(endpoint), name, ClientKind::Log, woken)?;
+    set_ring(attached.page, attached.peer, 1);
     Ok(())
 }
 

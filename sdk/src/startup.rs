@@ -145,6 +145,15 @@ pub struct Attached {
     pub bit: u64,
 }
 
+/// Frames in consecutive slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingPages {
+    /// The first.
+    pub slot: u32,
+    /// How many.
+    pub count: u32,
+}
+
 /// The guest that a builder or VMM is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestStart {
@@ -200,6 +209,9 @@ pub struct Startup {
     pub threads: heapless::Vec<ThreadRight, 16>,
     /// Files.
     pub files: heapless::Vec<File, 8>,
+    /// Pages of root's for rings with clients (console only): 4 KiB frames, zeroed, mapped
+    /// nowhere, in consecutive slots. What is derived from them outlives this component.
+    pub ring_pages: RingPages,
     /// Rings that are attached from the start (console only).
     pub attached: heapless::Vec<Attached, 2>,
     /// The guest (builder and VMM only).

@@ -65,8 +65,10 @@ pub struct Order<'a> {
     pub serves: &'a [(String, Cap<cap::Endpoint>)],
     /// For builders and VMMs.
     pub guest: Option<GuestParts<'a>>,
-    /// Root's log ring, for the console.
+    /// For the console: root's log ring.
     pub attach: Option<Cap<cap::Frame>>,
+    /// For the console: frames for rings with clients, in consecutive slots; how many.
+    pub ring_pages: Option<(Cap<cap::Frame>, u32)>,
     /// Signalled when one of its threads faults.
     pub fault: Cap<cap::Notification>,
 }
@@ -311,6 +313,18 @@ impl Instance {
             };
             // The list is empty: there is room.
             let _ = facts.attached.push(attached);
+        }
+        if let Some((frames, count)) = order.ring_pages {
+            facts.ring_pages = startup::RingPages {
+                slot: wiring.next,
+                count,
+            };
+            for index in 0..count {
+                let frame = Cap::<cap::Frame>::new(frames.slot() + index);
+                wiring
+                    .give(frame, Rights::READ.or(Rights::WRITE), 0)
+                    .during("give it ring pages")?;
+            }
         }
         if let Some(guest) = &order.guest {
             let start = add_guest(

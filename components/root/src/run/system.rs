@@ -14,7 +14,7 @@ use root_plan::guest::{self, Action, End, Event, Phase};
 use root_plan::plan::{self, ROOT};
 use sdk::abi::archive::Archive;
 use sdk::abi::boot::{self, Info};
-use sdk::memory::{LARGE, ORDER_2M, Shared, Window};
+use sdk::memory::{LARGE, ORDER_2M, ORDER_4K, Shared, Window};
 use sdk::prelude::*;
 use sdk::slots;
 use sdk::startup::Machine;
@@ -32,6 +32,8 @@ const FAULT_BITS: usize = 60;
 /// Restarts of one component within [`RESTART_SECONDS`] before it stays down.
 const RESTARTS: u32 = 5;
 const RESTART_SECONDS: u64 = 60;
+/// Rings that a console gets: its clients at most.
+const RING_PAGES: u32 = 32;
 /// What the exit device is told: all guests off, or one of them failed.
 const EXIT_OFF: u8 = 0x10;
 const EXIT_FAILED: u8 = 0x11;
@@ -340,6 +342,14 @@ impl System {
             .map(|(_, interface, endpoint)| (interface.clone(), *endpoint))
             .collect();
         let console = Self::is_console(&component);
+        // New ones for each run: clients of an earlier one may still write into theirs.
+        let ring_pages = console
+            .then(|| sdk::memory::own().retype_many(ORDER_4K, RING_PAGES))
+            .transpose();
+        let ring_pages = ring_pages.unwrap_or_else(|status| {
+            log::error!("no ring pages for the console: {status:?}");
+            None
+        });
         let place = &mut self.places[index];
         let order = Order {
             name: &place.name,
@@ -348,6 +358,7 @@ impl System {
             serves: &serves,
             guest,
             attach: console.then_some(self.log.frame),
+            ring_pages: ring_pages.map(|frames| (frames, RING_PAGES)),
             fault: place.fault,
         };
         match Instance::start(&mut self.tools, &mut place.kept, &order) {
