@@ -84,8 +84,11 @@ pub(crate) struct PerCpu {
     /// 0: none, and they hold initial values. [`FORGOTTEN`]: those of a vCPU that is no more.
     resident: AtomicU64,
     asids: Cell<Asids>,
-    /// Physical address of two frames for the vendor.
-    frames: u64,
+    /// Physical addresses of two frames for the vendor.
+    frames: [u64; 2],
+    /// As in [`Features`], at hand on the way out of a guest.
+    next_rip: bool,
+    decode_assists: bool,
     index: usize,
 }
 
@@ -148,7 +151,9 @@ pub fn setup(take: &mut dyn FnMut(u64) -> u64) {
         let per_cpu = PerCpu {
             resident: AtomicU64::new(0),
             asids: Cell::new(Asids::new(index, found.asids)),
-            frames: block + FRAME,
+            frames: [block + FRAME, block + 2 * FRAME],
+            next_rip: found.next_rip,
+            decode_assists: found.decode_assists,
             index,
         };
         // SAFETY: fresh memory, larger than the structure, reached by nobody else.

@@ -146,7 +146,7 @@ impl Virt for Svm {
 
     fn enable(cpu: &PerCpu) -> Result<(), &'static str> {
         Self::detect()?;
-        let (save, host) = frames(cpu);
+        let [save, host] = cpu.frames;
         // SAFETY: the CPU has SVM (`detect`); `save` and `host` are frames that `setup` took for this
         // CPU alone. VMSAVE stores what VMLOAD must bring back after each exit.
         unsafe {
@@ -227,12 +227,6 @@ impl Virt for Svm {
     fn run(cpu: &PerCpu, area: Area, epoch: u64, again: bool) -> Outcome {
         run::run(cpu, area, epoch, again)
     }
-}
-
-/// Physical addresses of a CPU's host save area and of the VMCB that holds the host's segments.
-#[inline(always)]
-fn frames(cpu: &PerCpu) -> (u64, u64) {
-    (cpu.frames, cpu.frames + microvisor_abi::FRAME)
 }
 
 /// A vCPU's I/O permission map.

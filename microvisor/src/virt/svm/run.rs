@@ -2,10 +2,10 @@
 //! not need is not copied.
 
 use super::super::area::{Area, Nmi};
-use super::super::{Outcome, PerCpu, features};
+use super::super::{Outcome, PerCpu};
 use super::groups;
+use super::switch;
 use super::vmcb::{Vmcb, clean};
-use super::{frames, switch};
 use core::arch::asm;
 use microvisor_abi::vcpu::{Exit, blocked, event, group, window};
 use microvisor_vcpu_state::asid::Entry;
@@ -22,7 +22,7 @@ const DR6_CAUSES: u64 = 0xe00f;
 #[inline(always)]
 pub fn run(cpu: &PerCpu, area: Area, epoch: u64, again: bool) -> Outcome {
     let vmcb = Vmcb::of(area);
-    if !again && let Some(outcome) = prepare(area, vmcb) {
+    if !again && let Some(outcome) = prepare(cpu, area, vmcb) {
         return outcome;
     }
     loop {
@@ -37,16 +37,13 @@ pub fn run(cpu: &PerCpu, area: Area, epoch: u64, again: bool) -> Outcome {
             info1: vmcb.exit_info1.get(),
             info2: vmcb.exit_info2.get(),
             rip: vmcb.rip.get(),
-            next_rip: if features().next_rip {
-                vmcb.next_rip.get()
-            } else {
-                0
-            },
+            next_rip: if cpu.next_rip { vmcb.next_rip.get() } else { 0 },
         };
         match words.decode() {
             Decoded::Report(what) => {
                 vmcb.event_inj.set(0);
                 report(
+                    cpu,
                     area,
                     vmcb,
                     what,
@@ -56,7 +53,7 @@ pub fn run(cpu: &PerCpu, area: Area, epoch: u64, again: bool) -> Outcome {
             }
             other => {
                 inject_again(vmcb);
-                if let Some(outcome) = handle(area, vmcb, other) {
+                if let Some(outcome) = handle(cpu, area, vmcb, other) {
                     return outcome;
                 }
             }
@@ -66,7 +63,7 @@ pub fn run(cpu: &PerCpu, area: Area, epoch: u64, again: bool) -> Outcome {
 
 /// Loads what the VMM changed. `Some`: the guest is not entered.
 #[inline(always)]
-fn prepare(area: Area, vmcb: &Vmcb) -> Option<Outcome> {
+fn prepare(cpu: &PerCpu, area: Area, vmcb: &Vmcb) -> Option<Outcome> {
     let page = area.page();
     let modified = page.modified();
     if modified == 0 {
@@ -79,7 +76,7 @@ fn prepare(area: Area, vmcb: &Vmcb) -> Option<Outcome> {
     }
     page.set_modified(0);
     if modified & group::EVENTS != 0 && area.header().nmi_window.get() {
-        return open_nmi_window(area, vmcb);
+        return open_nmi_window(cpu, area, vmcb);
     }
     None
 }
@@ -89,7 +86,7 @@ fn prepare(area: Area, vmcb: &Vmcb) -> Option<Outcome> {
 fn enter(cpu: &PerCpu, area: Area, vmcb: &Vmcb, epoch: u64) {
     let flush = !cpu.asids.get().valid(&area.header().held.get(), epoch)
         && renew_asid(cpu, area, vmcb, epoch);
-    let (_, host) = frames(cpu);
+    let [_, host] = cpu.frames;
     // SAFETY: the vCPU exists, so SVM is enabled on every CPU; the VMCB was filled by `init` and
     // by sanitised loads only, and runs under an ASID valid here; interrupts are off in the core.
     unsafe { switch::enter(area.vendor(), area.page().registers(), host) };
@@ -124,13 +121,13 @@ fn inject_again(vmcb: &Vmcb) {
 
 /// Tells the VMM.
 #[inline(always)]
-fn report(area: Area, vmcb: &Vmcb, what: Report, delivering: u64) {
+fn report(cpu: &PerCpu, area: Area, vmcb: &Vmcb, what: Report, delivering: u64) {
     let page = area.page();
     groups::store_general(page, vmcb);
     store_events(area, vmcb, delivering);
     page.set_exit(what.exit, what.info);
     page.set_instruction_length(what.length);
-    if features().decode_assists {
+    if cpu.decode_assists {
         let [low, high] = vmcb.fetched.get();
         page.set_instruction_count(low & 0xf);
         page.set_instruction_bytes([low >> 8 | high << 56, high >> 8]);
@@ -176,7 +173,7 @@ fn event_or_nothing(vmcb: &Vmcb) -> u64 {
 
 /// Exits that the core deals with. `None`: enter again.
 #[cold]
-fn handle(area: Area, vmcb: &Vmcb, what: Decoded) -> Option<Outcome> {
+fn handle(cpu: &PerCpu, area: Area, vmcb: &Vmcb, what: Decoded) -> Option<Outcome> {
     match what {
         Decoded::Report(_) | Decoded::Host => Some(Outcome::HostEvent),
         Decoded::MachineCheck => {
@@ -186,7 +183,7 @@ fn handle(area: Area, vmcb: &Vmcb, what: Decoded) -> Option<Outcome> {
         }
         Decoded::InterruptWindow => {
             groups::set_interrupt_window(vmcb, false);
-            window(area, vmcb, Exit::InterruptWindow, window::INTERRUPT)
+            window(cpu, area, vmcb, Exit::InterruptWindow, window::INTERRUPT)
         }
         Decoded::Iret => {
             step(area, vmcb, Nmi::SteppingIret);
@@ -207,7 +204,7 @@ fn handle(area: Area, vmcb: &Vmcb, what: Decoded) -> Option<Outcome> {
                 if stepped(area, vmcb) {
                     vmcb.event_inj.set(event);
                 }
-                return open_nmi_window(area, vmcb);
+                return open_nmi_window(cpu, area, vmcb);
             }
             vmcb.event_inj.set(event);
             None
@@ -216,17 +213,17 @@ fn handle(area: Area, vmcb: &Vmcb, what: Decoded) -> Option<Outcome> {
 }
 
 /// Reports that a window is open, and that it is no longer asked for.
-fn window(area: Area, vmcb: &Vmcb, exit: Exit, bit: u64) -> Option<Outcome> {
+fn window(cpu: &PerCpu, area: Area, vmcb: &Vmcb, exit: Exit, bit: u64) -> Option<Outcome> {
     let page = area.page();
     page.set_window(page.window() & !bit);
     let pending = vmcb.event_inj.get() & event_or_nothing(vmcb);
     vmcb.event_inj.set(0);
-    report(area, vmcb, Report::plain(exit), pending);
+    report(cpu, area, vmcb, Report::plain(exit), pending);
     Some(Outcome::Exited)
 }
 
 /// Reports an NMI window that was asked for, if it is open; or steps to where it will be.
-fn open_nmi_window(area: Area, vmcb: &Vmcb) -> Option<Outcome> {
+fn open_nmi_window(cpu: &PerCpu, area: Area, vmcb: &Vmcb) -> Option<Outcome> {
     let header = area.header();
     if !header.nmi_window.get() || header.nmi.get() != Nmi::Open {
         return None;
@@ -236,7 +233,7 @@ fn open_nmi_window(area: Area, vmcb: &Vmcb) -> Option<Outcome> {
         return None;
     }
     header.nmi_window.set(false);
-    window(area, vmcb, Exit::NmiWindow, window::NMI)
+    window(cpu, area, vmcb, Exit::NmiWindow, window::NMI)
 }
 
 /// Lets the guest execute one instruction; then #DB exits.
