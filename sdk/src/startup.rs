@@ -145,6 +145,9 @@ pub struct Attached {
     pub bit: u64,
 }
 
+/// Most names in [`Startup::clients`].
+pub const CLIENTS_MAX: usize = 64;
+
 /// Frames in consecutive slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingPages {
@@ -212,6 +215,8 @@ pub struct Startup {
     /// Pages of root's for rings with clients (console only): 4 KiB frames, zeroed, mapped
     /// nowhere, in consecutive slots. What is derived from them outlives this component.
     pub ring_pages: RingPages,
+    /// Names of the components that may call, by badge, counted from 1 (console only).
+    pub clients: heapless::Vec<Name, CLIENTS_MAX>,
     /// Rings that are attached from the start (console only).
     pub attached: heapless::Vec<Attached, 2>,
     /// The guest (builder and VMM only).

@@ -69,6 +69,8 @@ pub struct Order<'a> {
     pub attach: Option<Cap<cap::Frame>>,
     /// For the console: frames for rings with clients, in consecutive slots; how many.
     pub ring_pages: Option<(Cap<cap::Frame>, u32)>,
+    /// For the console: its clients' names by badge.
+    pub clients: Vec<idl::Name>,
     /// Signalled when one of its threads faults.
     pub fault: Cap<cap::Notification>,
 }
@@ -314,6 +316,10 @@ impl Instance {
             // The list is empty: there is room.
             let _ = facts.attached.push(attached);
         }
+        // More than fit have no name there, and are shown by their number.
+        facts
+            .clients
+            .extend(order.clients.iter().take(startup::CLIENTS_MAX).cloned());
         if let Some((frames, count)) = order.ring_pages {
             facts.ring_pages = startup::RingPages {
                 slot: wiring.next,

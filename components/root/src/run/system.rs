@@ -350,6 +350,11 @@ impl System {
             log::error!("no ring pages for the console: {status:?}");
             None
         });
+        let clients = if console {
+            self.places.iter().map(|place| name(&place.name)).collect()
+        } else {
+            Vec::new()
+        };
         let place = &mut self.places[index];
         let order = Order {
             name: &place.name,
@@ -359,6 +364,7 @@ impl System {
             guest,
             attach: console.then_some(self.log.frame),
             ring_pages: ring_pages.map(|frames| (frames, RING_PAGES)),
+            clients,
             fault: place.fault,
         };
         match Instance::start(&mut self.tools, &mut place.kept, &order) {

@@ -1,0 +1,272 @@
+//! The multiplexer: what appears on the serial line and who gets what is typed.
+//!
+//! The focused guest's output goes through as it is, other guests' output waits in a scrollback
+//! that is shown when they get the focus; log lines are always shown, prefixed with their
+//! component's name and stripped of control characters. What is typed goes to the focused guest,
+//! but for the escape key, Ctrl-], and the key after it. Pure: no hardware, no system calls.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod scrollback;
+#[cfg(test)]
+mod tests;
+
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use idl::console::ClientKind;
+use scrollback::Scrollback;
+
+/// The escape key: Ctrl-], because QEMU keeps Ctrl-A to itself.
+pub const ESCAPE: u8 = 0x1d;
+/// Bytes that may wait for the serial line before clients have to.
+pub const LINE_HIGH: usize = 16 * 1024;
+/// Longest log line shown in one piece.
+const LOG_LINE: usize = 1024;
+/// Typed bytes that wait for a guest.
+const TYPED: usize = 4096;
+
+/// A client, by its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientId(pub usize);
+
+enum Role {
+    Guest {
+        scrollback: Scrollback,
+        typed: VecDeque<u8>,
+    },
+    Log {
+        line: Vec<u8>,
+    },
+}
+
+struct Client {
+    name: String,
+    role: Role,
+}
+
+/// The state of the terminal.
+#[derive(Default)]
+pub struct Mux {
+    clients: Vec<Client>,
+    focus: Option<usize>,
+    escaped: bool,
+    /// The cursor is not at the start of a line.
+    in_line: bool,
+    line: VecDeque<u8>,
+}
+
+impl Mux {
+    /// No clients, nothing shown.
+    pub fn new() -> Mux {
+        Mux::default()
+    }
+
+    /// Adds a client. The first guest gets the focus.
+    pub fn attach(&mut self, name: &str, kind: ClientKind) -> ClientId {
+        let index = self.clients.len();
+        self.clients.push(Client {
+            name: plain(name),
+            role: match kind {
+                ClientKind::Guest => Role::Guest {
+                    scrollback: Scrollback::new(),
+                    typed: VecDeque::new(),
+                },
+                ClientKind::Log => Role::Log { line: Vec::new() },
+            },
+        });
+        if kind == ClientKind::Guest && self.focus.is_none() {
+            self.focus = Some(index);
+            let text = format!("guest console: {} (Ctrl-] h for help)", plain(name));
+            self.note(&text);
+        }
+        ClientId(index)
+    }
+
+    /// True while more output may be taken from clients.
+    pub fn has_room(&self) -> bool {
+        self.line.len() < LINE_HIGH
+    }
+
+    /// A client wrote this.
+    pub fn output(&mut self, client: ClientId, bytes: &[u8]) {
+        let Some(this) = self.clients.get_mut(client.0) else {
+            return;
+        };
+        match &mut this.role {
+            Role::Guest { scrollback, .. } => {
+                let focused = self.focus == Some(client.0);
+                scrollback.add(bytes, focused);
+                if focused {
+                    self.raw(bytes);
+                }
+            }
+            Role::Log { line } => {
+                let mut done = Vec::new();
+                for &byte in bytes {
+                    if byte != b'\n' {
+                        line.push(byte);
+                    }
+                    if byte == b'\n' || line.len() >= LOG_LINE {
+                        done.push(core::mem::take(line));
+                    }
+                }
+                let name = this.name.clone();
+                for line in done {
+                    self.note_from(&name, &String::from_utf8_lossy(&line));
+                }
+            }
+        }
+    }
+
+    /// The operator typed this.
+    pub fn typed(&mut self, byte: u8) {
+        if core::mem::take(&mut self.escaped) {
+            match byte {
+                ESCAPE => self.type_to_guest(ESCAPE),
+                b'1'..=b'9' => {
+                    let number = usize::from(byte - b'1');
+                    let guest = self.guests().nth(number);
+                    match guest {
+                        Some(index) => self.switch(index),
+                        None => self.note("there is no guest with this number"),
+                    }
+                }
+                b'n' => {
+                    let guests: Vec<usize> = self.guests().collect();
+                    let next = guests
+                        .iter()
+                        .find(|&&index| Some(index) > self.focus)
+                        .or(guests.first());
+                    if let Some(&index) = next {
+                        self.switch(index);
+                    }
+                }
+                _ => self.help(),
+            }
+        } else if byte == ESCAPE {
+            self.escaped = true;
+        } else {
+            self.type_to_guest(byte);
+        }
+    }
+
+    /// The next typed byte for this client stays where it is until [`Mux::taken`].
+    pub fn pending(&mut self, client: ClientId) -> &[u8] {
+        match self
+            .clients
+            .get_mut(client.0)
+            .map(|client| &mut client.role)
+        {
+            Some(Role::Guest { typed, .. }) => typed.make_contiguous(),
+            _ => &[],
+        }
+    }
+
+    /// The client took so many of the typed bytes.
+    pub fn taken(&mut self, client: ClientId, count: usize) {
+        if let Some(Role::Guest { typed, .. }) = self
+            .clients
+            .get_mut(client.0)
+            .map(|client| &mut client.role)
+        {
+            typed.drain(..count.min(typed.len()));
+        }
+    }
+
+    /// The next byte for the serial line.
+    pub fn next_byte(&mut self) -> Option<u8> {
+        self.line.pop_front()
+    }
+
+    /// True if nothing waits for the line.
+    pub fn is_drained(&self) -> bool {
+        self.line.is_empty()
+    }
+
+    /// A line of the console's own.
+    pub fn note(&mut self, text: &str) {
+        self.note_from("console", text);
+    }
+
+    fn note_from(&mut self, name: &str, text: &str) {
+        if self.in_line {
+            self.raw(b"\r\n");
+        }
+        let text = format!("[{name}] {}\r\n", plain(text));
+        self.raw(text.as_bytes());
+    }
+
+    fn raw(&mut self, bytes: &[u8]) {
+        self.line.extend(bytes);
+        if let Some(last) = bytes.last() {
+            self.in_line = *last != b'\n';
+        }
+    }
+
+    fn guests(&self) -> impl Iterator<Item = usize> + '_ {
+        self.clients
+            .iter()
+            .enumerate()
+            .filter(|(_, client)| matches!(client.role, Role::Guest { .. }))
+            .map(|(index, _)| index)
+    }
+
+    fn type_to_guest(&mut self, byte: u8) {
+        let focus = self.focus.and_then(|focus| self.clients.get_mut(focus));
+        if let Some(Client {
+            role: Role::Guest { typed, .. },
+            ..
+        }) = focus
+        {
+            // A guest that does not read loses what is typed, as on a real serial line.
+            if typed.len() < TYPED {
+                typed.push_back(byte);
+            }
+        }
+    }
+
+    fn switch(&mut self, index: usize) {
+        self.focus = Some(index);
+        let Some(client) = self.clients.get_mut(index) else {
+            return;
+        };
+        let text = format!("guest console: {}", client.name);
+        let missed = match &mut client.role {
+            Role::Guest { scrollback, .. } => scrollback.take_missed(),
+            Role::Log { .. } => Vec::new(),
+        };
+        self.note(&text);
+        self.raw(&missed);
+    }
+
+    fn help(&mut self) {
+        self.note("Ctrl-] then: 1-9 a guest, n the next guest, Ctrl-] itself, h this help");
+        let guests: Vec<usize> = self.guests().collect();
+        for (number, index) in guests.into_iter().enumerate() {
+            let name = self.clients.get(index).map_or("", |c| c.name.as_str());
+            let mark = if self.focus == Some(index) {
+                " (shown)"
+            } else {
+                ""
+            };
+            let text = format!("  {} {name}{mark}", number + 1);
+            self.note(&text);
+        }
+    }
+}
+
+/// Text without what moves a cursor or changes a terminal.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '\t' => ' ',
+            c if c.is_control() => '.',
+            c => c,
+        })
+        .collect()
+}

@@ -1,0 +1,136 @@
+//! What an operator sees and who gets what is typed.
+use super::*;
+use proptest::prelude::*;
+
+fn shown(mux: &mut Mux) -> String {
+    let bytes: Vec<u8> = core::iter::from_fn(|| mux.next_byte()).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn keys(mux: &mut Mux, keys: &[u8]) {
+    keys.iter().for_each(|&key| mux.typed(key));
+}
+
+fn two_guests() -> (Mux, ClientId, ClientId) {
+    let mut mux = Mux::new();
+    let one = mux.attach("one", ClientKind::Guest);
+    let two = mux.attach("two", ClientKind::Guest);
+    shown(&mut mux);
+    (mux, one, two)
+}
+
+#[test]
+fn the_first_guest_is_shown_raw_and_gets_the_keys() {
+    let (mut mux, one, two) = two_guests();
+    mux.output(one, b"\x1b[1mlogin: ");
+    assert_eq!(shown(&mut mux), "\x1b[1mlogin: ");
+    keys(&mut mux, b"root\r");
+    assert_eq!(mux.pending(one), b"root\r");
+    assert_eq!(mux.pending(two), b"");
+    mux.taken(one, 2);
+    assert_eq!(mux.pending(one), b"ot\r");
+}
+
+#[test]
+fn help_is_announced_with_the_first_guest() {
+    let mut mux = Mux::new();
+    mux.attach("linux", ClientKind::Guest);
+    assert_eq!(
+        shown(&mut mux),
+        "[console] guest console: linux (Ctrl-] h for help)\r\n"
+    );
+}
+
+#[test]
+fn another_guests_output_waits_until_it_is_looked_at() {
+    let (mut mux, one, two) = two_guests();
+    mux.output(two, b"booting\r\n# ");
+    assert_eq!(shown(&mut mux), "");
+    keys(&mut mux, b"\x1d2");
+    assert_eq!(
+        shown(&mut mux),
+        "[console] guest console: two\r\nbooting\r\n# "
+    );
+    keys(&mut mux, b"x");
+    assert_eq!(mux.pending(two), b"x");
+    assert_eq!(mux.pending(one), b"");
+    // Nothing was missed since: only the line with the prompt is repeated.
+    keys(&mut mux, b"\x1dn\x1dn");
+    let text = shown(&mut mux);
+    assert!(text.ends_with("guest console: two\r\n# "), "{text:?}");
+}
+
+#[test]
+fn log_lines_are_prefixed_and_cannot_touch_the_terminal() {
+    let (mut mux, one, _) = two_guests();
+    let log = mux.attach("vmm-one", ClientKind::Log);
+    mux.output(log, b"half a ");
+    assert_eq!(shown(&mut mux), "");
+    mux.output(log, b"line\n\x1b[2J\n");
+    assert_eq!(
+        shown(&mut mux),
+        "[vmm-one] half a line\r\n[vmm-one] .[2J\r\n"
+    );
+    mux.output(one, b"# ");
+    mux.output(log, b"late\n");
+    assert_eq!(shown(&mut mux), "# \r\n[vmm-one] late\r\n");
+}
+
+#[test]
+fn the_escape_key_typed_twice_reaches_the_guest() {
+    let (mut mux, one, _) = two_guests();
+    keys(&mut mux, b"\x1d\x1da");
+    assert_eq!(mux.pending(one), b"\x1da");
+    keys(&mut mux, b"\x1dh");
+    let text = shown(&mut mux);
+    assert!(
+        text.contains("1 one (shown)") && text.contains("2 two\r\n"),
+        "{text}"
+    );
+    keys(&mut mux, b"\x1d9");
+    assert!(shown(&mut mux).contains("no guest"));
+}
+
+#[test]
+fn a_flood_is_bounded() {
+    let (mut mux, _, two) = two_guests();
+    for _ in 0..100 {
+        mux.output(two, &[b'x'; 1000]);
+    }
+    keys(&mut mux, b"\x1d2");
+    assert!(shown(&mut mux).len() <= scrollback::SCROLLBACK + 100);
+    for _ in 0..10_000 {
+        mux.typed(b'y');
+    }
+    assert_eq!(mux.pending(two).len(), TYPED);
+}
+
+#[test]
+fn clients_have_to_wait_while_the_line_is_behind() {
+    let (mut mux, one, _) = two_guests();
+    assert!(mux.has_room());
+    mux.output(one, &[b'x'; LINE_HIGH]);
+    assert!(!mux.has_room());
+    mux.next_byte();
+    assert!(mux.has_room());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+    #[test]
+    fn any_mixture_of_output_and_keys_is_survived(
+        steps in proptest::collection::vec((0usize..5, proptest::collection::vec(any::<u8>(), 0..60)), 0..40)
+    ) {
+        let (mut mux, _, _) = two_guests();
+        mux.attach("log", ClientKind::Log);
+        for (who, bytes) in steps {
+            if who == 4 {
+                keys(&mut mux, &bytes);
+            } else {
+                mux.output(ClientId(who), &bytes);
+            }
+        }
+        while mux.next_byte().is_some() {}
+        prop_assert!(mux.is_drained());
+    }
+}
