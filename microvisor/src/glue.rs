@@ -39,7 +39,11 @@ pub extern "C" fn system_call(regs: *mut Registers) {
         return vcpu_run(regs, first);
     }
     let mut kernel = KERNEL.lock();
-    kernel.syscall();
+    // A flush answered while waiting for the lock may have taken the thread's tables away.
+    // SAFETY: this CPU's own field.
+    if !kernel.syscall() && unsafe { (*cpu::this()).root } != cpu::core_root() {
+        return;
+    }
     if let Some(next) = settle(kernel) {
         run_elsewhere(next);
     }
@@ -256,6 +260,9 @@ fn run_guest(
     again: bool,
 ) -> Option<Guard<'static, Kernel<Hardware>>> {
     let arena = ARENA.get();
+    if again {
+        arena.vcpu_continue(vcpu, cpu::index());
+    }
     loop {
         if !arena.alive(vcpu) {
             return finish_run(thread, vcpu, Status::Aborted);

@@ -31,6 +31,8 @@ pub struct Kernel<M> {
     pub(crate) core_root: PhysAddr,
     /// Frames of a vCPU's hardware area.
     pub(crate) vcpu_frames: u64,
+    /// Something happened that may change what a CPU should run or when it should wake.
+    pub(crate) stirred: bool,
 }
 
 /// What the kernel must know about the machine, once.
@@ -69,6 +71,7 @@ impl<M: Machine> Kernel<M> {
             slice: u64::MAX,
             core_root: PhysAddr(0),
             vcpu_frames: 0,
+            stirred: false,
         }
     }
 
@@ -81,25 +84,31 @@ impl<M: Machine> Kernel<M> {
         self.vcpu_frames = config.vcpu_frames;
     }
 
-    /// Carries out the system call that the current thread's registers describe.
-    pub fn syscall(&mut self) {
+    /// Carries out the system call that the current thread's registers describe. False if it left
+    /// everything that scheduling depends on as it was: the same thread goes on at once.
+    pub fn syscall(&mut self) -> bool {
         let thread = self.cpus[self.machine.cpu()].current;
         let Some(t) = self.arena.get(thread) else {
-            return;
+            return true;
         };
         let r = &t.regs;
         let (number, a) = (r.rax, [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9]);
+        self.stirred = false;
         let done = match Call::from_raw(number) {
             Some(call) => self.dispatch(thread, call, a),
             None => Err(Status::InvalidCall),
         };
         let status = match done {
+            Ok(Done::Blocked) => return true,
+            Ok(Done::Written) => return self.stirred,
             Ok(Done::Status(status)) | Err(status) => status,
-            Ok(Done::Written | Done::Blocked) => return,
         };
-        if let Some(t) = self.arena.get_mut(thread) {
-            t.regs.rax = status as u64;
+        match self.arena.get_mut(thread) {
+            Some(t) => t.regs.rax = status as u64,
+            // It deleted itself.
+            None => return true,
         }
+        self.stirred
     }
 
     fn dispatch(&mut self, me: Ref<Thread>, call: Call, a: [u64; 6]) -> Result<Done, Status> {

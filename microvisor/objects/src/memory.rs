@@ -420,6 +420,7 @@ impl<M: Machine> Kernel<M> {
     }
 
     fn destroy_space(&mut self, space: Ref<AddressSpace>) {
+        self.stirred = true;
         let Some(s) = self.arena.get(space) else {
             return;
         };

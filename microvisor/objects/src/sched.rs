@@ -86,6 +86,7 @@ impl<M: Machine> Kernel<M> {
     }
 
     fn push(&mut self, thread: Ref<Thread>, front: bool) {
+        self.stirred = true;
         let Some(t) = self.arena.get_mut(thread) else {
             return;
         };
@@ -118,10 +119,11 @@ impl<M: Machine> Kernel<M> {
         state.occupied |= 1 << priority;
         let current = state.current;
         if cpu != self.machine.cpu() {
+            // An equal starts sharing the CPU: its current thread needs a slice from now on.
             let below = self
                 .arena
                 .get(current)
-                .is_none_or(|c| (c.priority as usize) < priority);
+                .is_none_or(|c| c.priority as usize <= priority);
             if below {
                 self.machine.kick(cpu);
             }
@@ -161,6 +163,7 @@ impl<M: Machine> Kernel<M> {
 
     /// Puts a thread on its CPU's list of deadlines.
     pub(crate) fn start_timer(&mut self, thread: Ref<Thread>, deadline: u64) {
+        self.stirred = true;
         let Some(t) = self.arena.get_mut(thread) else {
             return;
         };
@@ -397,6 +400,7 @@ impl<M: Machine> Kernel<M> {
     /// Ends whatever a thread is doing and leaves it in no queue, `Stopped`. If it runs on another
     /// CPU, this returns once that CPU has let go of it.
     pub(crate) fn detach(&mut self, thread: Ref<Thread>) {
+        self.stirred = true;
         let Some(t) = self.arena.get(thread) else {
             return;
         };

@@ -103,6 +103,14 @@ impl Arena {
             .map_or(0, |space| space.epoch.load(Ordering::SeqCst))
     }
 
+    /// A run goes on on this CPU: its thread may have been moved here meanwhile.
+    #[inline]
+    pub fn vcpu_continue(&self, vcpu: Ref<Vcpu>, cpu: usize) {
+        if let Some(v) = self.get(vcpu) {
+            v.running.store(cpu as u32 + 1, Ordering::SeqCst);
+        }
+    }
+
     /// Ends a run.
     #[inline]
     pub fn vcpu_end(&self, vcpu: Ref<Vcpu>) {

@@ -99,7 +99,7 @@ impl Words {
     }
 
     /// Says what this exit means.
-    #[inline]
+    #[inline(always)]
     pub const fn decode(&self) -> Decoded {
         match self.code {
             INTR..=0x63 => Decoded::Host,
