@@ -12,6 +12,9 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+#[macro_use]
+extern crate std;
 
 mod access;
 mod call;
@@ -32,6 +35,8 @@ mod runstate;
 mod sched;
 mod shared_info;
 mod start;
+#[cfg(test)]
+mod tests;
 mod time;
 mod timer;
 mod upcall;

@@ -55,7 +55,7 @@ impl Block {
         }
     }
 
-    fn is_poll(self) -> bool {
+    pub fn is_poll(self) -> bool {
         self.polls != Polled::Nothing
     }
 }

@@ -1,0 +1,279 @@
+//! A guest for tests: identity-mapped RAM, recorded effects, helpers to place structures.
+
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use crate::domain::number;
+use crate::*;
+
+/// RAM pages of the guest.
+pub const PAGES: u64 = 64;
+/// Where tests put their structures.
+pub const ARG: u64 = 0x1000;
+/// Where tests put lists that structures point to.
+pub const LIST: u64 = 0x3000;
+/// The guest's own domain id, and one that does not exist.
+pub const OWN: u16 = 5;
+pub const STRANGER: u16 = 9;
+pub const SELF: u16 = 0x7ff0;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    Upcall(u32, Upcall),
+    Wake(u32),
+    Service(ServiceId),
+    Shutdown(ShutdownReason),
+    Console(Vec<u8>),
+    Initialise(u32, VcpuStart),
+    Up(u32),
+    Down(u32),
+    Nmi(u32),
+    Flush(u128),
+}
+
+/// What is at a guest frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    Ram,
+    Special(SpecialFrame),
+}
+
+#[derive(Debug)]
+pub struct TestEnv {
+    pub tsc: u64,
+    pub effects: Vec<Effect>,
+    pub map: BTreeMap<u64, Page>,
+    pub fresh_pages: u64,
+}
+
+impl Env for TestEnv {
+    fn tsc(&mut self) -> u64 {
+        self.tsc
+    }
+    fn translate(&mut self, linear: u64, _access: Access) -> Option<u64> {
+        match self.map.get(&(linear / PAGE_SIZE))? {
+            Page::Ram => Some(linear),
+            Page::Special(frame) => Some(frame.address() + linear % PAGE_SIZE),
+        }
+    }
+    fn upcall(&mut self, vcpu: u32, how: Upcall) {
+        self.effects.push(Effect::Upcall(vcpu, how));
+    }
+    fn wake(&mut self, vcpu: u32) {
+        self.effects.push(Effect::Wake(vcpu));
+    }
+    fn service_event(&mut self, service: ServiceId) {
+        self.effects.push(Effect::Service(service));
+    }
+    fn shutdown(&mut self, reason: ShutdownReason) {
+        self.effects.push(Effect::Shutdown(reason));
+    }
+    fn console_write(&mut self, bytes: &[u8]) {
+        self.effects.push(Effect::Console(bytes.to_vec()));
+    }
+    fn map_special(&mut self, frame: SpecialFrame, gfn: u64) -> Result<(), MapError> {
+        self.map.retain(|_, page| *page != Page::Special(frame));
+        self.map.insert(gfn, Page::Special(frame));
+        Ok(())
+    }
+    fn remove_page(&mut self, gfn: u64) -> bool {
+        self.map.remove(&gfn).is_some()
+    }
+    fn populate_page(&mut self, gfn: u64) -> Result<bool, MapError> {
+        if self.map.contains_key(&gfn) {
+            return Ok(false);
+        }
+        self.fresh_pages = self.fresh_pages.checked_sub(1).ok_or(MapError::NoMemory)?;
+        self.map.insert(gfn, Page::Ram);
+        Ok(true)
+    }
+    fn is_ram(&mut self, gfn: u64) -> bool {
+        self.map.get(&gfn) == Some(&Page::Ram)
+    }
+    fn initialise_vcpu(&mut self, vcpu: u32, state: VcpuStart) {
+        self.effects.push(Effect::Initialise(vcpu, state));
+    }
+    fn vcpu_up(&mut self, vcpu: u32) {
+        self.effects.push(Effect::Up(vcpu));
+    }
+    fn vcpu_down(&mut self, vcpu: u32) {
+        self.effects.push(Effect::Down(vcpu));
+    }
+    fn nmi(&mut self, vcpu: u32) {
+        self.effects.push(Effect::Nmi(vcpu));
+    }
+    fn flush_tlb(&mut self, vcpus: u128) {
+        self.effects.push(Effect::Flush(vcpus));
+    }
+}
+
+pub struct Guest {
+    pub domain: Domain,
+    pub memory: TestMemory,
+    pub env: TestEnv,
+    pub mode: Mode,
+    pub vcpu: u32,
+}
+
+pub fn config(vcpus: u32) -> Config {
+    Config {
+        domid: OWN,
+        vcpus,
+        pages: PAGES,
+        max_pages: PAGES,
+        max_gfn: PAGES - 1,
+        physical_address_bits: 40,
+        memory_map: vec![MapEntry {
+            address: 0,
+            size: PAGES * PAGE_SIZE,
+            kind: 1,
+        }],
+        grant_frames: 4,
+        tsc: TscMode {
+            khz: 1_000_000,
+            stable: true,
+        },
+        tsc_at_start: 0,
+        wallclock_at_start: 1_700_000_000_123_456_789,
+        store_gfn: 0x30,
+        console_gfn: 0x31,
+        callback_lines: false,
+        rdtscp: true,
+        uuid: *b"0123456789abcdef",
+    }
+}
+
+impl Guest {
+    /// A 64-bit guest: its TSC counts ns.
+    pub fn new(vcpus: u32) -> Guest {
+        Guest::with(config(vcpus))
+    }
+
+    pub fn with(config: Config) -> Guest {
+        let memory = TestMemory::new(
+            (PAGES * PAGE_SIZE) as usize,
+            1 + config.grant_frames as usize,
+        );
+        Guest {
+            domain: Domain::new(config, &memory).expect("a valid configuration"),
+            memory,
+            env: TestEnv {
+                tsc: 1_000_000,
+                effects: Vec::new(),
+                map: (0..PAGES).map(|gfn| (gfn, Page::Ram)).collect(),
+                fresh_pages: 1000,
+            },
+            mode: Mode::Bits64,
+            vcpu: 0,
+        }
+    }
+
+    /// A 32-bit guest with the layouts latched.
+    pub fn new_32(vcpus: u32) -> Guest {
+        let mut guest = Guest::new(vcpus);
+        guest.mode = Mode::Bits32;
+        guest
+            .domain
+            .write_hypercall_page(
+                0x2000,
+                Mode::Bits32,
+                Vendor::Amd,
+                &guest.memory,
+                &mut guest.env,
+            )
+            .expect("RAM");
+        guest
+    }
+
+    pub fn outcome(&mut self, number: u64, arguments: &[u64]) -> Outcome {
+        let mut all = [0; 6];
+        all[..arguments.len()].copy_from_slice(arguments);
+        let registers = Registers {
+            number,
+            arguments: all,
+            mode: self.mode,
+            cpl: 0,
+        };
+        self.domain
+            .hypercall(self.vcpu, &registers, &self.memory, &mut self.env)
+    }
+
+    /// The result, sign-extended.
+    pub fn call(&mut self, number: u64, arguments: &[u64]) -> i64 {
+        let result = self.outcome(number, arguments).result;
+        match self.mode {
+            Mode::Bits64 => result as i64,
+            _ => i64::from(result as u32 as i32),
+        }
+    }
+
+    /// Calls again for as long as the answer is to restart.
+    pub fn call_to_end(&mut self, number: u64, arguments: &[u64]) -> (i64, u32) {
+        let mut arguments = arguments.to_vec();
+        let mut restarts = 0;
+        loop {
+            let outcome = self.outcome(number, &arguments);
+            match outcome.next {
+                Next::Restart(left) => {
+                    arguments = left.to_vec();
+                    restarts += 1;
+                }
+                _ => return (outcome.result as i64, restarts),
+            }
+        }
+    }
+
+    pub fn put(&mut self, at: u64, bytes: &[u8]) {
+        self.memory.write(at, bytes).expect("test memory");
+    }
+
+    pub fn put_u32s(&mut self, at: u64, words: &[u32]) {
+        for (index, word) in (0u64..).zip(words) {
+            self.put(at + index * 4, &word.to_le_bytes());
+        }
+    }
+
+    pub fn put_u64s(&mut self, at: u64, words: &[u64]) {
+        for (index, word) in (0u64..).zip(words) {
+            self.put(at + index * 8, &word.to_le_bytes());
+        }
+    }
+
+    pub fn bytes<const N: usize>(&self, at: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.memory.read(at, &mut bytes).expect("test memory");
+        bytes
+    }
+
+    pub fn u16(&self, at: u64) -> u16 {
+        u16::from_le_bytes(self.bytes(at))
+    }
+
+    pub fn u32(&self, at: u64) -> u32 {
+        u32::from_le_bytes(self.bytes(at))
+    }
+
+    pub fn u64(&self, at: u64) -> u64 {
+        u64::from_le_bytes(self.bytes(at))
+    }
+
+    /// An event channel operation on words at ARG.
+    pub fn event(&mut self, operation: u32, words: &[u32]) -> i64 {
+        self.put_u32s(ARG, words);
+        self.call(number::EVENT_CHANNEL_OP, &[u64::from(operation), ARG])
+    }
+
+    pub fn bind_ipi(&mut self, vcpu: u32) -> u32 {
+        assert_eq!(self.event(crate::event::op::BIND_IPI, &[vcpu, 0]), 0);
+        self.u32(ARG + 4)
+    }
+
+    pub fn effects(&mut self) -> Vec<Effect> {
+        core::mem::take(&mut self.env.effects)
+    }
+}
+
+/// A negated error, as `call` gives it.
+pub fn error(errno: Errno) -> i64 {
+    errno.as_return()
+}

@@ -1,0 +1,16 @@
+//! Host tests: a guest of a few pages whose hypercalls are driven directly.
+
+mod event;
+mod fuzz;
+mod grant;
+mod harness;
+mod hvm;
+mod memory_op;
+mod model;
+mod multicall;
+mod refusals;
+mod sched;
+// mod table;
+mod time;
+mod vcpu;
+mod version;
