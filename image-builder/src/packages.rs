@@ -37,7 +37,7 @@ pub const OVMF: Tool = Tool {
 /// What makes an ISO that boots on BIOS and UEFI.
 pub const ISO: &[Tool] = &[
     Tool {
-        what: "grub-mkrescue",
+        what: "grub-mkimage",
         package: "grub-common",
     },
     Tool {
