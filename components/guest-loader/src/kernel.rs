@@ -7,7 +7,10 @@ use elf::abi::{EM_386, EM_X86_64, PT_LOAD, PT_NOTE, SHT_NOTE};
 use elf::endian::LittleEndian;
 use elf::note::Note;
 
-/// Xen public/elfnote.h: physical address of the 32-bit PVH entry point.
+/// Xen public/elfnote.h: physical address of the 32-bit PVH entry point. Its sibling
+/// XEN_ELFNOTE_PHYS32_RELOC (19), by which newer Linux says that it may be placed elsewhere, is of
+/// no use here: guest RAM has no gap below [`crate::layout::LOW_END`], so that what does not fit at
+/// its own address (the lowest that Linux accepts) fits nowhere.
 const XEN_ELFNOTE_PHYS32_ENTRY: u64 = 18;
 
 /// A part of the kernel.
@@ -107,10 +110,15 @@ pub fn parse(file: &[u8]) -> Result<Kernel<'_>, Error> {
     if segments.is_empty() {
         return Err(malformed(elf.ehdr.e_phoff));
     }
-    Ok(Kernel {
-        segments,
-        entry: entry.ok_or(Error::NoPvhEntry)?,
-    })
+    // An entry outside of the kernel is none.
+    let entry = entry
+        .filter(|&entry| {
+            let inside =
+                |s: &Segment<'_>| (s.address..s.address + s.memory).contains(&entry.into());
+            segments.iter().any(inside)
+        })
+        .ok_or(Error::NoPvhEntry)?;
+    Ok(Kernel { segments, entry })
 }
 
 fn entry_of(note: Note<'_>) -> Option<u32> {

@@ -1,42 +1,12 @@
 //! Claims about loading, on kernels made here.
 
-use guest_loader::{Compression, Error, Guest, Input, layout, load, payload};
+mod common;
+
+use common::{bzimage, elf_kernel};
+use guest_loader::{Error, Guest, Input, layout, load, payload};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
-
-/// A 64-bit ELF kernel with one segment at 16 MiB and a PVH note.
-fn elf_kernel(memory: u64) -> Vec<u8> {
-    let mut file = vec![0u8; 0x1000];
-    file[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\x00");
-    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
-    put(16, &2u16.to_le_bytes());
-    put(18, &62u16.to_le_bytes());
-    put(20, &1u32.to_le_bytes());
-    put(32, &64u64.to_le_bytes());
-    put(52, &64u16.to_le_bytes());
-    put(54, &56u16.to_le_bytes());
-    put(56, &2u16.to_le_bytes());
-    put(58, &64u16.to_le_bytes());
-    let header = |kind: u32, offset: u64, address: u64, bytes: u64, memory: u64, align: u64| {
-        let mut h = Vec::new();
-        h.extend(kind.to_le_bytes());
-        h.extend(7u32.to_le_bytes());
-        for value in [offset, address, address, bytes, memory, align] {
-            h.extend(value.to_le_bytes());
-        }
-        h
-    };
-    put(64, &header(1, 0x800, 16 * MIB, 0x100, memory, 4096));
-    put(120, &header(4, 0x400, 0, 20, 20, 4));
-    put(0x400, &4u32.to_le_bytes());
-    put(0x404, &4u32.to_le_bytes());
-    put(0x408, &18u32.to_le_bytes());
-    put(0x40c, b"Xen\0");
-    put(0x410, &0x0100_0010u32.to_le_bytes());
-    put(0x800, &[0xab; 0x100]);
-    file
-}
 
 fn guest<'a>(kernel: &'a [u8], initrd: Option<&'a [u8]>) -> Guest<'a> {
     Guest {
@@ -163,6 +133,59 @@ fn other_files_are_refused_by_name() {
 }
 
 #[test]
+fn an_entry_outside_of_the_kernel_is_none() {
+    let mut kernel = elf_kernel(0x2000);
+    kernel[0x410..0x414].copy_from_slice(&0x0100_2000u32.to_le_bytes());
+    let mut ram = vec![0u8; 32 << 20];
+    assert_eq!(
+        load(&guest(&kernel, None), &mut ram),
+        Err(Error::NoPvhEntry)
+    );
+}
+
+#[test]
+fn memory_of_another_size_than_the_guests_is_refused() {
+    let kernel = elf_kernel(0x2000);
+    let mut ram = vec![0u8; 31 << 20];
+    assert_eq!(
+        load(&guest(&kernel, None), &mut ram),
+        Err(Error::NoMemory {
+            input: Input::Kernel,
+            needed: 32 * MIB,
+            available: 31 * MIB,
+        })
+    );
+}
+
+#[test]
+fn nothing_overlaps() {
+    // Kernel, initial RAM disk, start info and tables, in a guest that they nearly fill.
+    let kernel = elf_kernel(12 * MIB);
+    let initrd = vec![7u8; (4 << 20) - (64 << 10) - 4096];
+    let mut ram = vec![0u8; 32 << 20];
+    let loaded = load(&guest(&kernel, Some(&initrd)), &mut ram).expect("loads");
+    let info = loaded.start_info;
+    let module = long(&ram, info + 16);
+    let (initrd_at, initrd_size) = (long(&ram, module), long(&ram, module + 8));
+    let map_end = long(&ram, info + 40) + 24 * u64::from(word(&ram, info + 48));
+    let cmdline_end = long(&ram, info + 24) + 13;
+    assert_eq!(loaded.kernel_end, 28 * MIB);
+    assert!(loaded.kernel_end <= info && info + 56 <= module);
+    assert!(map_end.max(cmdline_end) <= initrd_at);
+    assert!(initrd_at + initrd_size <= loaded.rsdp);
+    assert!(initrd_at.is_multiple_of(layout::PAGE));
+    let more = vec![7u8; initrd.len() + 1];
+    assert!(matches!(
+        load(&guest(&kernel, Some(&more)), &mut vec![0u8; 32 << 20]),
+        Err(Error::NoMemory {
+            input: Input::Cmdline,
+            needed: 1..4096,
+            available: 0,
+        })
+    ));
+}
+
+#[test]
 fn the_memory_map_covers_ram_once() {
     for ram in [2 * MIB, 512 * MIB, 3 << 30, 5 << 30] {
         let map = layout::memory_map(ram);
@@ -176,44 +199,6 @@ fn the_memory_map_covers_ram_once() {
             assert!(pair[0].start + pair[0].bytes <= pair[1].start);
         }
     }
-}
-
-#[test]
-fn lz4_legacy_and_gzip_payloads_unpack_to_what_was_packed() {
-    let data: Vec<u8> = (0..100_000u32).map(|i| (i / 7) as u8).collect();
-    let mut lz4 = 0x184c_2102u32.to_le_bytes().to_vec();
-    for block in data.chunks(40_000) {
-        let packed = lz4_flex::block::compress(block);
-        lz4.extend((packed.len() as u32).to_le_bytes());
-        lz4.extend(packed);
-    }
-    assert_eq!(payload::compression(&lz4), Compression::Lz4);
-    assert_eq!(payload::unpack(&lz4, data.len()).as_deref(), Ok(&data[..]));
-    let mut gzip = vec![0x1f, 0x8b, 8, 8, 0, 0, 0, 0, 0, 3];
-    gzip.extend(b"name\0");
-    gzip.extend(miniz_oxide::deflate::compress_to_vec(&data, 6));
-    assert_eq!(payload::unpack(&gzip, data.len()).as_deref(), Ok(&data[..]));
-    assert_eq!(
-        payload::unpack(&gzip, data.len() + 1),
-        Err(Error::Payload(Compression::Gzip))
-    );
-    lz4.truncate(lz4.len() - 1);
-    assert_eq!(
-        payload::unpack(&lz4, data.len()),
-        Err(Error::Payload(Compression::Lz4))
-    );
-}
-
-fn bzimage(payload: &[u8], unpacked: u32) -> Vec<u8> {
-    let mut file = vec![0u8; 1024];
-    file[0x1f1] = 1;
-    file[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
-    file[0x202..0x206].copy_from_slice(b"HdrS");
-    file[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
-    file[0x24c..0x250].copy_from_slice(&(payload.len() as u32 + 4).to_le_bytes());
-    file.extend(payload);
-    file.extend(unpacked.to_le_bytes());
-    file
 }
 
 #[test]
@@ -260,6 +245,7 @@ proptest! {
         ];
         let file = [heads[kind], &tail].concat();
         let _ = payload::unpack(&file, 4096);
-        let _ = load(&guest(&bzimage(&file, 4096), None), &mut vec![0u8; 4 << 20]);
+        let file = bzimage(&file, 4096);
+        let _ = load(&Guest { ram: 4 * MIB, ..guest(&file, None) }, &mut vec![0u8; 4 << 20]);
     }
 }
