@@ -22,7 +22,7 @@ pub enum Errno {
     /// No memory.
     NoMem = 12,
     /// Access denied.
-    Access = 13,
+    Acces = 13,
     /// Bad guest address.
     Fault = 14,
     /// Busy.

@@ -2,7 +2,7 @@
 //!
 //! For: the `vmm` component (one process per guest, a thread per vCPU, one [`Domain`] behind a
 //! lock) and, later, the PV shim. Semantics follow Xen 4.17's public headers and behaviour
-//! towards an unprivileged HVM/PVH domain; the table in `table` lists every hypercall and
+//! towards an unprivileged HVM/PVH domain; the table in [`table`] lists every hypercall and
 //! sub-operation with what becomes of it.
 //!
 //! It must never touch hardware, block, or trust a byte that it read from the guest: memory is
@@ -35,6 +35,7 @@ mod runstate;
 mod sched;
 mod shared_info;
 mod start;
+pub mod table;
 #[cfg(test)]
 mod tests;
 mod time;

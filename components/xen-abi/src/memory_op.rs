@@ -386,7 +386,7 @@ impl Domain {
         }
         self.require_self(domid)?;
         if space == SPACE_DEV_MMIO {
-            return Err(Errno::Access);
+            return Err(Errno::Acces);
         }
         if gfn == u64::MAX {
             return Err(Errno::Inval);
@@ -420,7 +420,7 @@ impl Domain {
         }
         self.require_self(domid)?;
         if space == SPACE_DEV_MMIO {
-            return Err(Errno::Access);
+            return Err(Errno::Acces);
         }
         if size < start || (size == start && start != 0) {
             return Err(Errno::IlSeq);

@@ -43,7 +43,7 @@ impl Domain {
         let bytes: [u8; 8] = caller.fetch(argument)?;
         match bytes.u32_at(4) {
             PLATFORM_VERSION => Err(Errno::Perm),
-            _ => Err(Errno::Access),
+            _ => Err(Errno::Acces),
         }
     }
 
@@ -55,7 +55,7 @@ impl Domain {
         let bytes: [u8; 8] = caller.fetch(argument)?;
         match bytes.u32_at(4) {
             CTL_VERSION => Err(Errno::Perm),
-            _ => Err(Errno::Access),
+            _ => Err(Errno::Acces),
         }
     }
 
@@ -67,7 +67,7 @@ impl Domain {
         // cmd, interface_version, domain. DOMID_SELF is not taken here.
         let bytes: [u8; 12] = caller.fetch(argument)?;
         if bytes.u32_at(4) != CTL_VERSION {
-            Err(Errno::Access)
+            Err(Errno::Acces)
         } else if bytes.u32_at(0) == DOMCTL_CREATE || bytes.u16_at(8) == self.config.domid {
             Err(Errno::Perm)
         } else {

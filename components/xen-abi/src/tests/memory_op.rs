@@ -100,7 +100,7 @@ fn other_spaces_are_refused_as_for_a_domu() {
     );
     assert_eq!(
         add(&mut guest, SELF, 5, 5, 0x20),
-        error(Errno::Access),
+        error(Errno::Acces),
         "dev_mmio"
     );
     assert_eq!(add(&mut guest, STRANGER, 0, 0, 0x20), error(Errno::Srch));

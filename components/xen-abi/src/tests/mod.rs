@@ -10,7 +10,7 @@ mod model;
 mod multicall;
 mod refusals;
 mod sched;
-// mod table;
+mod table;
 mod time;
 mod vcpu;
 mod version;

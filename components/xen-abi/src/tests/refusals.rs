@@ -14,7 +14,7 @@ fn control_interfaces_check_version_then_privilege() {
     ] {
         assert_eq!(guest.call(call, &[0xdead_0000]), error(Errno::Fault));
         guest.put_u32s(ARG, &[2, version - 1, u32::from(OWN)]);
-        assert_eq!(guest.call(call, &[ARG]), error(Errno::Access));
+        assert_eq!(guest.call(call, &[ARG]), error(Errno::Acces));
         guest.put_u32s(ARG, &[2, version, u32::from(OWN)]);
         assert_eq!(guest.call(call, &[ARG]), error(Errno::Perm));
     }
