@@ -181,7 +181,7 @@ fn start(env: &Env) -> Result<Started, StartError> {
     let mut mailboxes = Vec::new();
     for index in 0..vcpus {
         let wake: Cap<cap::Notification> = own.retype(0).map_err(core_error("notification"))?;
-        let route = Route::new(layout::apic_id(index), ApicMode::XApic, 0, u32::MAX);
+        let route = Route::new(layout::apic_id(index), ApicMode::XApic, 0, 0, u32::MAX);
         mailboxes.push(Mailbox::new(wake, route));
     }
     let shared: &'static Shared = Box::leak(Box::new(Shared {

@@ -88,12 +88,12 @@ impl Route {
 
     /// From the registers that decide it. Ids beyond 32 bits do not exist; the logical id of
     /// x2APIC mode follows from the id.
-    pub fn new(id: u32, mode: Mode, ldr: u32, dfr: u32) -> Route {
+    pub fn new(id: u32, mode: Mode, svr: u32, ldr: u32, dfr: u32) -> Route {
         let mut word = u64::from(id) | u64::from(ldr >> 24) << 32;
         if mode == Mode::X2Apic {
             word |= Self::X2APIC;
         }
-        if mode != Mode::Disabled {
+        if mode != Mode::Disabled && svr & super::SVR_ENABLE != 0 {
             word |= Self::ENABLED;
         }
         if dfr >> 28 == 0xf {
@@ -131,8 +131,8 @@ impl Route {
         }
     }
 
-    /// True if the interrupt is for this APIC. A disabled APIC still takes INIT and SIPI by its
-    /// id, as the CPU behind it does.
+    /// True if the interrupt is for this APIC. A disabled APIC still takes NMI, INIT and SIPI (SDM
+    /// vol. 3, 11.4.7.2).
     pub fn accepts(self, ipi: &Ipi) -> bool {
         let id = self.id();
         let addressed = match ipi.destination {
@@ -145,6 +145,9 @@ impl Route {
         };
         addressed
             && (self.0 & Self::ENABLED != 0
-                || matches!(ipi.delivery, Delivery::Init | Delivery::Startup(_)))
+                || matches!(
+                    ipi.delivery,
+                    Delivery::Nmi | Delivery::Init | Delivery::Startup(_)
+                ))
     }
 }

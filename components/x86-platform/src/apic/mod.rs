@@ -187,7 +187,7 @@ impl LocalApic {
 
     /// How others address this APIC.
     pub fn route(&self) -> Route {
-        Route::new(self.id, self.mode(), self.ldr, self.dfr)
+        Route::new(self.id, self.mode(), self.svr, self.ldr, self.dfr)
     }
 
     /// The base MSR.
@@ -263,13 +263,12 @@ impl LocalApic {
         self.isr_top = self.isr_top.max(vector);
     }
 
-    /// Requests a fixed interrupt. Vectors below 16 are an error and are recorded as one.
+    /// Requests a fixed interrupt. Vectors below 16 are an error and are recorded as one. Stays
+    /// requested while the APIC is software-disabled, as under Xen (`vlapic_set_irq`): whether a
+    /// disabled APIC takes an IPI is for [`Route::accepts`] to say.
     pub fn request(&mut self, vector: u8, level: bool) {
         if vector < 16 {
             self.error(1 << 6);
-            return;
-        }
-        if !self.software_enabled() {
             return;
         }
         self.irr.set(vector);
@@ -511,6 +510,7 @@ impl LocalApic {
                         *lvt |= LVT_MASKED;
                     }
                 }
+                return Some(Effect::Rerouted);
             }
             reg::LVT_TIMER..=reg::LVT_ERROR => {
                 self.advance(now);

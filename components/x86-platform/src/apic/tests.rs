@@ -5,7 +5,7 @@ const CLOCK: Clock = Clock::new(1_000_000);
 
 fn enabled() -> LocalApic {
     let mut apic = LocalApic::new(0, true, CLOCK);
-    assert_eq!(apic.mmio_write(0xf0, 0x1ff, 0), Effect::None);
+    assert_eq!(apic.mmio_write(0xf0, 0x1ff, 0), Effect::Rerouted);
     apic
 }
 
@@ -37,11 +37,15 @@ fn task_priority_holds_its_class_back() {
 }
 
 #[test]
-fn software_disabled_apic_takes_nothing() {
+fn software_disabled_apic_delivers_when_it_is_enabled() {
     let mut apic = LocalApic::new(0, true, CLOCK);
+    let ipi = Ipi::from_icr(0x55 | 2 << 18, 0, false, 1).unwrap();
+    assert!(!apic.route().accepts(&ipi));
     apic.request(0x55, false);
     assert_eq!(apic.pending(), None);
-    assert_eq!(apic.is_requested(0x55), (false, false));
+    assert_eq!(apic.mmio_write(0xf0, 0x1ff, 0), Effect::Rerouted);
+    assert_eq!(apic.pending(), Some(0x55));
+    assert!(apic.route().accepts(&ipi));
 }
 
 #[test]
@@ -130,18 +134,18 @@ fn init_and_startup_reach_only_the_addressed() {
 
 #[test]
 fn logical_destinations_follow_model_and_mode() {
-    let flat = Route::new(1, Mode::XApic, 0x0200_0000, u32::MAX);
+    let flat = Route::new(1, Mode::XApic, 0x1ff, 0x0200_0000, u32::MAX);
     let ipi = |low, destination, x2| Ipi::from_icr(low, destination, x2, 0).unwrap();
     assert!(flat.accepts(&ipi(0x841, 0x03, false)));
     assert!(!flat.accepts(&ipi(0x841, 0x01, false)));
-    let cluster = Route::new(1, Mode::XApic, 0x1200_0000, 0x0fff_ffff);
+    let cluster = Route::new(1, Mode::XApic, 0x1ff, 0x1200_0000, 0x0fff_ffff);
     assert!(cluster.accepts(&ipi(0x841, 0x13, false)));
     assert!(!cluster.accepts(&ipi(0x841, 0x23, false)));
-    let x2 = Route::new(0x13, Mode::X2Apic, 0, u32::MAX);
+    let x2 = Route::new(0x13, Mode::X2Apic, 0x1ff, 0, u32::MAX);
     assert!(x2.accepts(&ipi(0x841, 0x1_0008, true)));
     assert!(!x2.accepts(&ipi(0x841, 0x0_0008, true)));
     assert!(x2.accepts(&ipi(0x41 | 3 << 18, 0, true)), "all but self");
-    assert!(!Route::new(0, Mode::X2Apic, 0, 0).accepts(&ipi(0x41 | 3 << 18, 0, true)));
+    assert!(!Route::new(0, Mode::X2Apic, 0x1ff, 0, 0).accepts(&ipi(0x41 | 3 << 18, 0, true)));
 }
 
 #[test]
