@@ -172,7 +172,9 @@ pub struct GuestStart {
     pub frame_slot: u32,
     /// How many.
     pub frame_count: u32,
-    /// One per vCPU: the thread to run it on.
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// One per vCPU: the thread to run it on (VMM only).
     pub vcpu_threads: heapless::Vec<ThreadRight, VCPUS_MAX>,
     /// The kernel (builder only).
     pub kernel: Option<File>,
@@ -337,6 +339,7 @@ mod tests {
                 memory_bytes: 256 << 20,
                 frame_slot: 30,
                 frame_count: 128,
+                vcpus: VCPUS_MAX as u32,
                 vcpu_threads: heapless::Vec::from_slice(&[thread; VCPUS_MAX]).unwrap(),
                 kernel: Some(file.clone()),
                 initrd: Some(file),

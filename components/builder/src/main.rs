@@ -35,12 +35,11 @@ fn main(env: Env) {
 
 fn build(guest: &GuestStart) -> Result<Loaded, Error> {
     let kernel = guest.kernel.as_ref().ok_or(Error::NotAKernel)?;
-    let vcpus = guest.vcpu_threads.len() as u32;
     let request = Guest {
         kernel: bytes(kernel),
         initrd: guest.initrd.as_ref().map(bytes),
         cmdline: guest.cmdline.as_bytes(),
-        vcpus,
+        vcpus: guest.vcpus,
         ram: guest.memory_bytes,
     };
     let low = layout::low_end(guest.memory_bytes) as usize;

@@ -630,6 +630,7 @@ impl System {
             memory_bytes: 0,
             frame_slot: 0,
             frame_count: 0,
+            vcpus: guest.vcpus.len() as u32,
             vcpu_threads: heapless::Vec::new(),
             kernel: None,
             initrd: None,
