@@ -137,9 +137,9 @@ impl Domain {
         } else if vcpu >= self.config.vcpus {
             Err(Errno::Inval)
         } else if registers.number == number::MULTICALL {
-            self.multicall(&mut caller, registers.arguments)
+            self.multicall(&mut caller, &registers.arguments)
         } else {
-            self.dispatch(&mut caller, registers.number, registers.arguments)
+            self.dispatch(&mut caller, registers.number, &registers.arguments)
         };
         Outcome {
             result: to_register(reply, width),
@@ -153,30 +153,29 @@ impl Domain {
         &mut self,
         caller: &mut Caller<M, E>,
         number: u64,
-        arguments: [u64; 6],
+        arguments: &[u64; 6],
     ) -> Reply {
-        let arguments = match caller.width {
-            Width::Bits32 => arguments.map(|argument| argument & 0xffff_ffff),
-            Width::Bits64 => arguments,
+        // A 32-bit caller's registers are 32 bits wide.
+        let mask = match caller.width {
+            Width::Bits32 => 0xffff_ffff,
+            Width::Bits64 => u64::MAX,
         };
-        let number = match caller.width {
-            Width::Bits32 => number & 0xffff_ffff,
-            Width::Bits64 => number,
-        };
-        let [a, b, c, _, _, _] = arguments;
+        let [a, b, c, d, ..] = *arguments;
+        let (a, b, c, d) = (a & mask, b & mask, c & mask, d & mask);
+        let number = number & mask;
         match number {
             number::EVENT_CHANNEL_OP => self.event_channel_op(caller, a as u32, b),
             number::SCHED_OP => self.sched_op(caller, a as u32, b),
             number::XEN_VERSION => self.xen_version(caller, a as u32, b),
             number::VCPU_OP => self.vcpu_op(caller, a as u32, b as u32, c),
             number::SET_TIMER_OP => self.set_timer_op(caller, a, b),
-            number::MEMORY_OP => self.memory_op(caller, arguments),
-            number::GRANT_TABLE_OP => self.grant_table_op(caller, arguments),
+            number::MEMORY_OP => self.memory_op(caller, [a, b, c, d, 0, 0]),
+            number::GRANT_TABLE_OP => self.grant_table_op(caller, [a, b, c, d, 0, 0]),
             number::HVM_OP => self.hvm_op(caller, a, b),
-            number::CONSOLE_IO => self.console_io(caller, arguments),
+            number::CONSOLE_IO => self.console_io(caller, [a, b, c, d, 0, 0]),
             number::VM_ASSIST => self.vm_assist(a as u32, b as u32),
             number::PHYSDEV_OP => self.physdev_op(caller, a as u32, b),
-            number::MMUEXT_OP => self.mmuext_op(arguments[3] as u32),
+            number::MMUEXT_OP => self.mmuext_op(d as u32),
             number::PLATFORM_OP => self.platform_op(caller, a),
             number::SYSCTL => self.sysctl(caller, a),
             number::DOMCTL => self.domctl(caller, a),

@@ -15,9 +15,9 @@ impl Domain {
     pub(crate) fn multicall<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
-        arguments: [u64; 6],
+        arguments: &[u64; 6],
     ) -> Reply {
-        let [list, count, ..] = arguments;
+        let [list, count, ..] = *arguments;
         // A uint32_t in Xen's prototype.
         let count = count as u32;
         let size = caller.word() * 8;
@@ -25,7 +25,7 @@ impl Domain {
         for index in 0..count {
             let entry = list.wrapping_add(u64::from(index) * size);
             if index == BATCH {
-                after = restart(list, index, count, size, arguments);
+                after = restart(list, index, count, size);
                 break;
             }
             let call = read_entry(caller, entry)?;
@@ -34,7 +34,7 @@ impl Domain {
             let reply = if call.number == number::MULTICALL {
                 Err(Errno::Inval)
             } else {
-                self.dispatch(caller, call.number, call.arguments)
+                self.dispatch(caller, call.number, &call.arguments)
             };
             if let Next::Restart(arguments_left) = caller.next {
                 // The entry keeps what is left of its call, and this entry comes next.
@@ -42,7 +42,7 @@ impl Domain {
                     caller.store_word(entry, index, argument)?;
                 }
                 caller.next = Next::Continue;
-                after = restart(list, index, count, size, arguments);
+                after = restart(list, index, count, size);
                 break;
             }
             caller.store_word(entry, 1, to_register(reply, caller.width))?;
@@ -56,8 +56,8 @@ impl Domain {
     }
 }
 
-fn restart(list: u64, done: u32, count: u32, size: u64, arguments: [u64; 6]) -> Next {
-    let mut arguments = arguments;
+fn restart(list: u64, done: u32, count: u32, size: u64) -> Next {
+    let mut arguments = [0; 6];
     arguments[0] = list.wrapping_add(u64::from(done) * size);
     arguments[1] = u64::from(count - done);
     Next::Restart(arguments)
