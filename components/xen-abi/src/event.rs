@@ -1,5 +1,5 @@
-//! Event channels, 2-level ABI: the port table and `HVMOP`-independent semantics of
-//! `event_channel_op` (`public/event_channel.h`). Who learns of an event, and how, is `upcall.rs`.
+//! Event channels, 2-level ABI: the port table and the semantics of `event_channel_op`
+//! (`public/event_channel.h`). Who learns of an event, and how, is `upcall.rs`.
 //!
 //! A port's other end is in this domain or a service of the VMM's side; other domains come with
 //! the issue that brings backends.

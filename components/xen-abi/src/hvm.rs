@@ -2,6 +2,7 @@
 //! acts on itself, the upcall vector, and the few operations that are not a toolstack's.
 
 use crate::access::{Caller, Fields, Reply};
+use crate::call::Next;
 use crate::config::Config;
 use crate::domain::Domain;
 use crate::env::Env;
@@ -50,6 +51,9 @@ pub(crate) mod parameter {
 const TSS32_SIZE: u64 = 104;
 /// Base structure, interrupt redirection map, I/O map and the byte past it: the most of use.
 const TSS32_FULL: u64 = TSS32_SIZE + 0x100 / 8 + 0x10000 / 8 + 1;
+
+/// `SHUTDOWN_crash`.
+const CODE_CRASH: u8 = 3;
 
 /// Values that the toolstack of a Xen guest would have set.
 pub(crate) fn initial_parameters(config: &Config) -> [u64; PARAMETERS] {
@@ -179,6 +183,13 @@ impl Domain {
         self.store_parameter(parameter::CONSOLE_EVTCHN, u64::from(console));
     }
 
+    /// Xen crashes a domain that gives itself a TSS that cannot be one.
+    fn crash<M: GuestMemory, E: Env>(&mut self, caller: &mut Caller<M, E>) -> Reply {
+        self.shut_down(CODE_CRASH, caller.env);
+        caller.next = Next::Stop;
+        Err(Errno::Inval)
+    }
+
     fn parameter(&self, index: u32) -> u64 {
         self.parameters.get(index as usize).copied().unwrap_or(0)
     }
@@ -212,7 +223,7 @@ impl Domain {
             parameter::ACPI_IOPORTS_LOCATION => return Err(Errno::NoDev),
             parameter::VM86_TSS => {
                 if value > u64::from(u32::MAX) {
-                    return Err(Errno::Inval);
+                    return self.crash(caller);
                 }
                 let sized = if value == 0 { 0 } else { 128 << 32 | value };
                 self.store_parameter(parameter::VM86_TSS_SIZED, sized);
@@ -221,7 +232,7 @@ impl Domain {
             parameter::VM86_TSS_SIZED => {
                 let size = value >> 32;
                 if size < TSS32_SIZE {
-                    return Err(Errno::Inval);
+                    return self.crash(caller);
                 }
                 let sized = size.min(TSS32_FULL) << 32 | (value & 0xffff_ffff);
                 self.store_parameter(index, sized);

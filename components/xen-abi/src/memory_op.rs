@@ -405,14 +405,12 @@ impl Domain {
     ) -> Reply {
         let argument = arguments[1];
         let header: [u8; 8] = caller.fetch(argument)?;
-        let word = caller.word();
         let handles = argument.wrapping_add(8);
         let (indices, gfns, errors) = (
             caller.fetch_word(handles, 0)?,
             caller.fetch_word(handles, 1)?,
             caller.fetch_word(handles, 2)?,
         );
-        debug_assert!(word == 4 || word == 8);
         let (domid, space, size) = (header.u16_at(0), header.u16_at(2), header.u16_at(4));
         let space = u32::from(space);
         if space == SPACE_GMFN_RANGE {

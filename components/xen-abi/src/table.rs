@@ -151,7 +151,7 @@ pub const TABLE: &[Row] = &[
     row(VERSION, ("commandline", 9), DOM0, Answer::Declined("the text is \"<denied>\"", "page_size_and_handle_are_open_command_line_and_build_id_are_not")),
     row(VERSION, ("build_id", 10), LINUX, refused(&[Errno::Perm], "dom0's", "page_size_and_handle_are_open_command_line_and_build_id_are_not")),
 
-    row(CONSOLE, ("write", 0), ALL, done("console_gets_printable_text_only")),
+    row(CONSOLE, ("write", 0), KERNELS, done("console_gets_printable_text_only")),
     row(CONSOLE, ("read", 1), DOM0, refused(&[Errno::Perm], "dom0's", "console_gets_printable_text_only")),
 
     absent("physdev_op_compat", 19, PV, "PV only"),

@@ -6,6 +6,9 @@ use crate::env::{Env, LegacyLine, Upcall};
 use crate::memory::{GuestMemory, Unbacked};
 use crate::shared_info::{Layout, test, test_and_clear, test_and_set};
 
+/// Pins of an HVM guest's IO-APIC: lines from here on do not exist.
+const GSIS: u8 = 48;
+
 /// What `HVM_PARAM_CALLBACK_IRQ` set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Callback {
@@ -20,8 +23,10 @@ impl Callback {
     pub fn decode(value: u64, lines: bool, before: Callback) -> Callback {
         let line = match value >> 56 {
             2 => return Callback::Vector(value as u8),
-            0 if value as u8 == 0 => None,
-            0 => Some(LegacyLine::Gsi((value & 0xff) as u32)),
+            0 => match value as u8 {
+                0 | GSIS.. => None,
+                gsi => Some(LegacyLine::Gsi(u32::from(gsi))),
+            },
             1 => Some(LegacyLine::PciIntx {
                 device: (value >> 11) as u8 & 31,
                 pin: value as u8 & 3,

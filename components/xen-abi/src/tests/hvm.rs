@@ -92,6 +92,37 @@ fn callback_set_while_events_wait_delivers_them() {
 }
 
 #[test]
+fn a_tss_that_cannot_be_one_crashes_the_domain() {
+    for (index, value) in [
+        (parameter::VM86_TSS, 1 << 32),
+        (parameter::VM86_TSS_SIZED, 103 << 32),
+    ] {
+        let mut guest = Guest::new(1);
+        assert_eq!(set(&mut guest, SELF, index, value), error(Errno::Inval));
+        assert_eq!(guest.effects(), [Effect::Shutdown(ShutdownReason::Crash)]);
+    }
+}
+
+#[test]
+fn callback_lines_are_gsis_and_pci_pins_that_exist() {
+    let mut with_lines = config(1);
+    with_lines.callback_lines = true;
+    let mut guest = Guest::with(with_lines);
+    let pin = LegacyLine::PciIntx { device: 3, pin: 2 };
+    for (value, line) in [
+        (47, Some(LegacyLine::Gsi(47))),
+        (48, None),
+        (1 << 56 | 3 << 11 | 2, Some(pin)),
+        (0, None),
+        (3 << 56, None),
+    ] {
+        assert_eq!(set(&mut guest, SELF, parameter::CALLBACK_IRQ, value), 0);
+        let level = guest.domain.callback_line(&guest.memory);
+        assert_eq!(level, line.map(|line| (line, false)), "{value:#x}");
+    }
+}
+
+#[test]
 fn odd_values_of_parameters_are_refused() {
     let mut guest = Guest::new(1);
     assert_eq!(
