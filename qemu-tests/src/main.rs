@@ -1,2 +1,131 @@
-//! stub
-fn main() {}
+//! `cargo suite`: every test, on the host and in emulators. A test is a claim with a name; a boot
+//! in QEMU answers many of them. `cargo suite GROUP...` runs a part.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`host`], [`boot`], [`guests`], [`size`], [`bench`] | the groups |
+//! | [`session`] | a machine under test: type, wait, transcript |
+//! | [`machines`] | images, each built once |
+//! | [`report`] | claims, summary, skips |
+//!
+//! Transcripts are in `build/suite`. The suite changes nothing on the machine but missing Debian
+//! packages, and those only when run as root.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod boot;
+mod guests;
+mod host;
+mod machines;
+mod report;
+mod rust_text;
+mod session;
+mod size;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use image_builder::packages;
+
+use crate::machines::Machines;
+use crate::report::Report;
+
+/// Runs the project's tests. The last line says `N passed, N failed, N skipped`.
+#[derive(Parser)]
+#[command(name = "cargo suite", bin_name = "cargo suite")]
+struct Cli {
+    /// Groups to run; all of them if none is named.
+    groups: Vec<Group>,
+    /// With `bench`: rows as JSON, one object a line, on standard output; all else goes to
+    /// standard error.
+    #[arg(long)]
+    json: bool,
+    /// Fail if a claim is skipped that this file does not list.
+    #[arg(long, value_name = "FILE")]
+    allowed_skips: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// Formatting, lints, unit tests, documentation.
+    Host,
+    /// Ways to boot.
+    Boot,
+    /// Unmodified guests.
+    Guests,
+    /// Lines and unsafe blocks of the core.
+    Size,
+    /// Instructions of single operations.
+    Bench,
+}
+
+const ALL: &[Group] = &[
+    Group::Size,
+    Group::Host,
+    Group::Boot,
+    Group::Guests,
+    Group::Bench,
+];
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<bool> {
+    let groups = if cli.groups.is_empty() {
+        ALL
+    } else {
+        &cli.groups
+    };
+    let allowed = match &cli.allowed_skips {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            let lines = text
+                .lines()
+                .map(str::trim)
+                .filter(|line| !line.is_empty() && !line.starts_with('#'));
+            Some(lines.map(str::to_owned).collect::<Vec<_>>())
+        }
+    };
+    // All packages at once, so that somebody who must install them by hand is told once.
+    let mut tools = Vec::new();
+    if groups
+        .iter()
+        .any(|group| matches!(group, Group::Boot | Group::Guests | Group::Bench))
+    {
+        tools.push(packages::QEMU);
+    }
+    if groups.contains(&Group::Boot) {
+        tools.extend_from_slice(packages::ISO);
+        tools.push(packages::OVMF);
+    }
+    packages::ensure(&tools)?;
+
+    let mut machines = Machines::new()?;
+    let mut report = Report::default();
+    if cli.json {
+        report.aside();
+    }
+    for group in groups {
+        report.begin(&format!("{group:?}").to_lowercase());
+        match group {
+            Group::Host => host::run(&machines.workspace, &mut report),
+            Group::Boot => boot::run(&mut machines, &mut report),
+            Group::Guests => guests::run(&mut machines, &mut report),
+            Group::Size => size::run(&machines.workspace, &mut report),
+            Group::Bench => bench::run(&mut machines, &mut report, cli.json),
+        }
+    }
+    Ok(report.finish(allowed.as_deref()))
+}

@@ -1,0 +1,97 @@
+//! Group `bench`: instructions of single operations, counted by QEMU. The component `bench` and
+//! the guest `bench-guest` measure and print; this boots them and reads the lines.
+
+use anyhow::{Context, Result};
+use image_builder::qemu::Machine;
+
+use crate::machines::Machines;
+use crate::report::Report;
+
+/// The rows, in the order in which they are shown.
+const ROWS: &[&str] = &[
+    "vmm_exit_null",
+    "cpuid",
+    "hypercall_xen_version",
+    "rdmsr_apic_base",
+    "port_out",
+    "lapic_read",
+    "evtchn_send_ipi",
+    "ipc_same_as",
+    "ipc_cross_as",
+    "idl_call",
+];
+
+/// Runs the group; with `json`, the rows are objects, one a line, on standard output.
+pub fn run(machines: &mut Machines, report: &mut Report, json: bool) {
+    let text = transcript(machines);
+    let text = match text {
+        Ok(text) => text,
+        Err(error) => return report.fail("every_row_is_measured", format!("{error:#}")),
+    };
+    for row in ROWS {
+        let name = format!("{row}_is_measured");
+        match instructions(&text, row) {
+            Some(count) if json => {
+                println!(
+                    "{}",
+                    serde_json::json!({ "name": row, "instructions": count })
+                );
+                report.pass(&name);
+            }
+            Some(count) => {
+                println!("     {row:<24}{count:>8} instructions");
+                report.pass(&name);
+            }
+            None => report.fail(&name, reason(&text, row)),
+        }
+    }
+}
+
+fn transcript(machines: &mut Machines) -> Result<String> {
+    let image = machines.image("bench", false)?;
+    let mut machine = Machine::of(&image);
+    machine.smp = 1;
+    machine.icount = true;
+    let mut session = machines.boot("bench", &image, &machine)?;
+    for producer in ["components", "guest"] {
+        session
+            .saw(&format!("BENCH done {producer}"), 300)
+            .with_context(|| format!("rows of {producer}"))?;
+    }
+    Ok(session.text())
+}
+
+/// The row's number.
+fn instructions(text: &str, row: &str) -> Option<u64> {
+    let start = format!("BENCH name={row} instructions=");
+    let rest = text.split(&start).nth(1)?;
+    rest.split(|c: char| !c.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
+}
+
+fn reason(text: &str, row: &str) -> String {
+    let start = format!("BENCH-SKIP name={row} reason=");
+    match text
+        .split(&start)
+        .nth(1)
+        .and_then(|rest| rest.lines().next())
+    {
+        Some(reason) => format!("not measured: {}", reason.trim()),
+        None => "there is no such row".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_read_from_lines_with_prefixes() {
+        let text = "[bench] BENCH name=cpuid instructions=612\r\n[x] BENCH-SKIP name=port_out reason=no port\r\n";
+        assert_eq!(instructions(text, "cpuid"), Some(612));
+        assert_eq!(instructions(text, "port_out"), None);
+        assert_eq!(reason(text, "port_out"), "not measured: no port");
+    }
+}

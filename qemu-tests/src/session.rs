@@ -1,0 +1,322 @@
+//! A machine under test: QEMU with its serial port on pipes, what it printed and when, and
+//! waiting for that. Every wait has a deadline; QEMU never outlives its session; the transcript
+//! is kept in a file from the first byte on.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// Lines of the transcript that a failure shows.
+const TAIL_LINES: usize = 25;
+
+/// What came out so far.
+#[derive(Default)]
+struct Output {
+    bytes: Vec<u8>,
+    /// When the bytes up to an offset had arrived.
+    arrived: Vec<(usize, Instant)>,
+    closed: bool,
+}
+
+impl Output {
+    /// End of the first `pattern` at or after `from`, and when it had arrived.
+    fn find(&self, pattern: &[u8], from: usize) -> Option<(usize, Instant)> {
+        let rest = self.bytes.get(from..)?;
+        let at = rest
+            .windows(pattern.len())
+            .position(|window| window == pattern)?;
+        let end = from + at + pattern.len();
+        let when = self.arrived.iter().find(|(upto, _)| *upto >= end)?.1;
+        Some((end, when))
+    }
+}
+
+type Shared = Arc<(Mutex<Output>, Condvar)>;
+
+fn lock(shared: &Shared) -> MutexGuard<'_, Output> {
+    // A reader that panicked leaves plain bytes, which are as good as before.
+    shared
+        .0
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A running machine.
+pub struct Session {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    output: Shared,
+    reader: Option<JoinHandle<()>>,
+    transcript: PathBuf,
+    /// Everything before is consumed.
+    at: usize,
+    commands: u32,
+}
+
+impl Session {
+    /// Starts `command`, whose standard output is the serial port.
+    pub fn start(mut command: Command, transcript: &Path) -> Result<Session> {
+        if let Some(folder) = transcript.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let mut file = File::create(transcript)
+            .with_context(|| format!("cannot write {}", transcript.display()))?;
+        writeln!(file, "{command:?}")?;
+        let errors = file.try_clone()?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .with_context(|| format!("cannot start {:?}", command.get_program()))?;
+        let mut stdout = child.stdout.take().context("no pipe")?;
+        let stdin = child.stdin.take();
+        let output = Shared::default();
+        let shared = Arc::clone(&output);
+        let reader = std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            loop {
+                let count = match stdout.read(&mut buffer) {
+                    Ok(0) | Err(_) => break,
+                    Ok(count) => count,
+                };
+                let now = Instant::now();
+                let bytes = &buffer[..count];
+                let _ = file.write_all(bytes);
+                let mut output = lock(&shared);
+                output.bytes.extend_from_slice(bytes);
+                let end = output.bytes.len();
+                output.arrived.push((end, now));
+                shared.1.notify_all();
+            }
+            lock(&shared).closed = true;
+            shared.1.notify_all();
+        });
+        Ok(Session {
+            child,
+            stdin,
+            output,
+            reader: Some(reader),
+            transcript: transcript.to_owned(),
+            at: 0,
+            commands: 0,
+        })
+    }
+
+    /// Waits for `pattern` in what was not consumed yet; consumes up to its end. Returns the text
+    /// before it, and when it came.
+    pub fn expect_at(&mut self, pattern: &str, within: Duration) -> Result<(String, Instant)> {
+        let deadline = Instant::now() + within;
+        let mut output = lock(&self.output);
+        loop {
+            if let Some((end, when)) = output.find(pattern.as_bytes(), self.at) {
+                let before = output
+                    .bytes
+                    .get(self.at..end - pattern.len())
+                    .unwrap_or(&[]);
+                let before = String::from_utf8_lossy(before).into_owned();
+                self.at = end;
+                return Ok((before, when));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if output.closed || left.is_zero() {
+                let closed = output.closed;
+                drop(output);
+                let why = if closed {
+                    "the machine ended"
+                } else {
+                    "it did not come in time"
+                };
+                bail!(
+                    "waited {} s for {pattern:?}: {why}\n{}",
+                    within.as_secs(),
+                    self.tail()
+                );
+            }
+            output = match self.output.1.wait_timeout(output, left) {
+                Ok((guard, _)) => guard,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+
+    /// [`Session::expect_at`] without the time.
+    pub fn expect(&mut self, pattern: &str, seconds: u64) -> Result<String> {
+        Ok(self.expect_at(pattern, Duration::from_secs(seconds))?.0)
+    }
+
+    /// Waits for `pattern` anywhere in the transcript; consumes nothing.
+    pub fn saw(&mut self, pattern: &str, seconds: u64) -> Result<()> {
+        let at = std::mem::replace(&mut self.at, 0);
+        let found = self.expect_at(pattern, Duration::from_secs(seconds));
+        self.at = at;
+        found.map(|_| ())
+    }
+
+    /// Everything printed so far.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&lock(&self.output).bytes).into_owned()
+    }
+
+    /// Types `text` as it is.
+    pub fn send(&mut self, text: &str) -> Result<()> {
+        let stdin = self
+            .stdin
+            .as_mut()
+            .context("the machine's input is closed")?;
+        stdin
+            .write_all(text.as_bytes())
+            .and_then(|()| stdin.flush())
+            .context("the machine takes no input")
+    }
+
+    /// Runs a command in the guest's shell and returns what it printed; an error if it failed.
+    pub fn shell(&mut self, command: &str, seconds: u64) -> Result<String> {
+        self.commands += 1;
+        let number = self.commands;
+        // The quotes keep the marker out of the echo of this very line.
+        self.send(&format!("{command}; echo en''d-{number}-$?-\n"))?;
+        let before = self.expect(&format!("end-{number}-"), seconds)?;
+        let status = self.expect("-", 10)?;
+        // The first line is the echo.
+        let printed = before
+            .split_once('\n')
+            .map_or("", |(_, rest)| rest)
+            .replace('\r', "");
+        if status != "0" {
+            bail!("{command:?} ended with {status}: {}", printed.trim());
+        }
+        Ok(printed.trim().to_owned())
+    }
+
+    /// Waits for QEMU to end; its exit status.
+    pub fn wait(&mut self, seconds: u64) -> Result<i32> {
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        // The end of its output comes with its own end.
+        let mut output = lock(&self.output);
+        while !output.closed {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                drop(output);
+                bail!("QEMU still runs after {seconds} s\n{}", self.tail());
+            }
+            output = match self.output.1.wait_timeout(output, left) {
+                Ok((guard, _)) => guard,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        drop(output);
+        let status = self.child.wait()?;
+        status
+            .code()
+            .with_context(|| format!("QEMU ended with {status}"))
+    }
+
+    /// The end of the transcript, for a failure's message.
+    pub fn tail(&self) -> String {
+        let text = self.text();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines
+            .get(lines.len().saturating_sub(TAIL_LINES)..)
+            .unwrap_or(&[]);
+        let shown: Vec<String> = tail
+            .iter()
+            .map(|line| format!("| {}", plain(line)))
+            .collect();
+        format!(
+            "{}\nthe whole transcript: {}",
+            shown.join("\n"),
+            self.transcript.display()
+        )
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+/// A line without control characters and escape sequences.
+fn plain(line: &str) -> String {
+    let mut out = String::new();
+    let mut letters = line.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\x1b' => {
+                // CSI: parameters, then one final letter.
+                for next in letters.by_ref() {
+                    if next.is_ascii_alphabetic() || next == '~' {
+                        break;
+                    }
+                }
+            }
+            c if c.is_control() => {}
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, name: &str) -> Session {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let path =
+            std::env::temp_dir().join(format!("suite-session-{}-{name}.log", std::process::id()));
+        Session::start(command, &path).unwrap()
+    }
+
+    #[test]
+    fn patterns_are_consumed_in_order() {
+        let mut session = shell("echo one two; echo three", "order");
+        assert_eq!(session.expect("two", 10).unwrap(), "one ");
+        assert!(
+            session
+                .expect("one", 10)
+                .unwrap_err()
+                .to_string()
+                .contains("the machine ended")
+        );
+        session.saw("one", 1).unwrap();
+        session.expect("three", 10).unwrap();
+        assert_eq!(session.wait(10).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_shell_command_gives_its_output_and_its_failure() {
+        // Echoes what is typed, as a terminal does, then runs it.
+        let mut session = shell(
+            "while IFS= read -r line; do echo \"$line\"; eval \"$line\"; done",
+            "shell",
+        );
+        assert_eq!(session.shell("echo hello", 10).unwrap(), "hello");
+        assert!(session.shell("false", 10).is_err());
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_deadline() {
+        let mut session = shell("exec sleep 60", "deadline");
+        let start = Instant::now();
+        assert!(session.expect("never", 1).is_err());
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn escape_sequences_are_not_shown() {
+        assert_eq!(plain("\x1b[1;31mred\x1b[0m\r"), "red");
+    }
+}
