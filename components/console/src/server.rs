@@ -101,7 +101,6 @@ fn run(
     }
     // Interrupts that came before the line was bound.
     server.serial();
-    server.pump();
     Err(serve::<Console, _>(&mut receiver, &mut server))
 }
 
@@ -128,11 +127,22 @@ impl Server {
         }
     }
 
-    /// The interrupt: takes what was typed.
-    fn serial(&mut self) {
-        while let Some(byte) = self.uart.receive() {
-            self.mux.typed(byte);
+    /// Takes what was typed and moves bytes, until the device has nothing to say.
+    fn work(&mut self) {
+        loop {
+            while let Some(byte) = self.uart.receive() {
+                self.mux.typed(byte);
+            }
+            self.pump();
+            if !self.uart.asks() {
+                return;
+            }
         }
+    }
+
+    /// The interrupt.
+    fn serial(&mut self) {
+        self.work();
         // The line is level or edge as the chip set has it; both want this after the cause is
         // gone. It fails only if the line was taken away, and then nothing comes any more.
         let _ = self.line.acknowledge(COM1_LINE);
@@ -255,7 +265,7 @@ impl ConsoleServer for Server {
         if outcome.is_err() {
             let _ = wake.delete();
         }
-        self.pump();
+        self.work();
         outcome.map_err(|status| match status {
             Status::NoMemory => ConsoleError::Full(self.pages.count),
             status => ConsoleError::Core(status as u32),
@@ -267,7 +277,8 @@ impl Notified for Server {
     fn notified(&mut self, bits: u64) {
         if bits & SERIAL_BIT != 0 {
             self.serial();
+        } else {
+            self.work();
         }
-        self.pump();
     }
 }

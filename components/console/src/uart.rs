@@ -10,6 +10,7 @@ const FIFO: usize = 16;
 // Register offsets.
 const DATA: u16 = 0;
 const INTERRUPT_ENABLE: u16 = 1;
+const INTERRUPT_IDENTITY: u16 = 2;
 const FIFO_CONTROL: u16 = 2;
 const LINE_CONTROL: u16 = 3;
 const MODEM_CONTROL: u16 = 4;
@@ -19,6 +20,7 @@ const RECEIVED: u8 = 1;
 const SENT: u8 = 1 << 1;
 const DATA_READY: u8 = 1;
 const CAN_SEND: u8 = 1 << 5;
+const NONE_PENDING: u8 = 1;
 
 /// The device.
 pub struct Uart {
@@ -45,6 +47,13 @@ impl Uart {
             ports,
             sending: false,
         }
+    }
+
+    /// True while the device asks for attention. The line is one for all causes and triggers by
+    /// edge: while any cause holds it, another one makes no edge. So whoever handles an interrupt
+    /// goes on until this is false once.
+    pub fn asks(&mut self) -> bool {
+        self.ports.read(INTERRUPT_IDENTITY) & NONE_PENDING == 0
     }
 
     /// The next received byte.
