@@ -13,6 +13,7 @@ mod start;
 
 use core::sync::atomic::Ordering;
 
+use guest_loader::layout;
 use sdk::abi::vcpu::{Exit, event, group};
 use sdk::field;
 use sdk::prelude::*;
@@ -26,6 +27,8 @@ use x86_platform::mode::Mode;
 use x86_platform::msr::Msrs;
 use x86_platform::paging::{self, Code, Fault};
 use x86_platform::registers;
+
+use xen_abi::RunstateKind;
 
 use crate::env::Effects;
 use crate::shared::{Shared, flag};
@@ -175,6 +178,7 @@ impl Vcpu {
         let config = cpuid::Config {
             apic_id,
             vcpus: shared.mailboxes.len() as u32,
+            thread_bits: layout::apic_id(1).trailing_zeros(),
             invariant_tsc,
         };
         let cpuid = Cpuid::new(host_cpuid, config);
@@ -480,10 +484,23 @@ impl Vcpu {
             }
             _ => FOREVER,
         };
+        let halted = matches!(self.activity, Activity::Halted | Activity::Blocked);
+        if halted {
+            self.set_runstate(RunstateKind::Blocked);
+        }
         match self.mailbox().wake.wait(deadline) {
             Ok(_) | Err(Status::Timeout | Status::Cancelled) => {}
             Err(status) => self.crash("vCPU cannot wait", status as u64),
         }
+        if halted {
+            self.set_runstate(RunstateKind::Running);
+        }
+    }
+
+    fn set_runstate(&self, kind: RunstateKind) {
+        let shared = self.shared;
+        let mut domain = shared.domain.lock();
+        domain.set_runstate(self.index, kind, time::now(), &shared.ram);
     }
 
     /// Whether a halted or blocked vCPU goes on.

@@ -20,6 +20,9 @@ pub struct Config {
     pub apic_id: u32,
     /// vCPUs of the guest.
     pub vcpus: u32,
+    /// Low bits of an APIC id that do not tell cores apart: 1 when ids are twice the vCPU's
+    /// number, as Xen makes them.
+    pub thread_bits: u32,
     /// The guest's TSC is invariant.
     pub invariant_tsc: bool,
 }
@@ -117,11 +120,6 @@ pub struct Cpuid {
     vendor: Vendor,
 }
 
-/// Bits that hold ids of `count` CPUs.
-fn id_bits(count: u32) -> u32 {
-    u32::BITS - count.saturating_sub(1).leading_zeros()
-}
-
 impl Cpuid {
     /// Builds the table; `host` executes CPUID (leaf, subleaf).
     pub fn new(host: impl Fn(u32, u32) -> Leaf, config: Config) -> Cpuid {
@@ -214,7 +212,9 @@ impl Cpuid {
                     ecx &= !(LEAF1_ECX_XSAVE | 1 << 12 | 1 << 28 | 1 << 29);
                 }
                 let vcpus = self.config.vcpus.min(0xff);
-                let ebx = b & 0xffff | vcpus << 16 | (self.config.apic_id & 0xff) << 24;
+                // Addressable ids in the package.
+                let ids = (self.config.vcpus << self.config.thread_bits).min(0xff);
+                let ebx = b & 0xffff | ids << 16 | (self.config.apic_id & 0xff) << 24;
                 let htt = if vcpus > 1 { LEAF1_EDX_HTT } else { 0 };
                 [a, ebx, ecx, d & LEAF1_EDX | htt]
             }
@@ -241,7 +241,7 @@ impl Cpuid {
     fn extended_leaf(&self, leaf: u32, host: Leaf, max: u32, topology: bool) -> Leaf {
         let [a, b, c, d] = host;
         let amd = self.vendor == Vendor::Amd;
-        let ids = id_bits(self.config.vcpus);
+        let ids = self.id_bits();
         match leaf - EXTENDED {
             0 => [max, b, c, d],
             1 => {
@@ -275,17 +275,33 @@ impl Cpuid {
                 },
             ],
             8 => {
+                // No 5-level paging, so no more than 48 bits.
+                let linear = (a >> 8 & 0xff).min(48);
                 let ecx = if amd {
                     (ids << 12) | (self.config.vcpus.clamp(1, 256) - 1)
                 } else {
                     0
                 };
-                [a & 0xffff, if amd { b & EXT8_EBX } else { 0 }, ecx, 0]
+                [
+                    a & 0xff | linear << 8,
+                    if amd { b & EXT8_EBX } else { 0 },
+                    ecx,
+                    0,
+                ]
             }
             0x19 | 0x1a => host,
-            0x1e => [self.config.apic_id, self.config.apic_id & 0xff, 0, 0],
+            0x1e => {
+                let core = self.config.apic_id >> self.config.thread_bits;
+                [self.config.apic_id, core & 0xff, 0, 0]
+            }
             _ => [0; 4],
         }
+    }
+
+    /// Bits of an APIC id within the package.
+    fn id_bits(&self) -> u32 {
+        let cores = u32::BITS - self.config.vcpus.saturating_sub(1).leading_zeros();
+        cores + self.config.thread_bits
     }
 
     /// XCR0 bits that the guest may set.
@@ -359,14 +375,9 @@ impl Cpuid {
         let id = self.config.apic_id;
         match subleaf {
             // Thread level: one per core.
-            0 => [0, 1, 1 << 8, id],
+            0 => [self.config.thread_bits, 1, 1 << 8, id],
             // Core level.
-            1 => [
-                id_bits(self.config.vcpus),
-                self.config.vcpus,
-                2 << 8 | 1,
-                id,
-            ],
+            1 => [self.id_bits(), self.config.vcpus, 2 << 8 | 1, id],
             _ => [0, 0, subleaf & 0xff, id],
         }
     }

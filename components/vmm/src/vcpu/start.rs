@@ -7,7 +7,7 @@ use sdk::abi::thread::Registers;
 use sdk::abi::vcpu::{Segment, group};
 use sdk::field;
 use x86_platform::cpuid::Context;
-use xen_abi::{StartSegment, VcpuStart, VcpuStart32, VcpuStart64};
+use xen_abi::{RunstateKind, StartSegment, VcpuStart, VcpuStart32, VcpuStart64};
 
 use crate::shared::flag;
 use crate::stop::Reason;
@@ -113,7 +113,12 @@ impl Vcpu {
         );
         self.page
             .set_segment(field!(tr), Segment::new(0, TSS32, 0x67, 0));
+        self.set_running();
+    }
+
+    fn set_running(&mut self) {
         self.activity = Activity::Running;
+        self.set_runstate(RunstateKind::Running);
     }
 
     /// Real mode at `vector << 12`, as SIPI starts a CPU.
@@ -134,7 +139,6 @@ impl Vcpu {
             ),
             Segment::new(0, DATA16, 0xffff, 0),
         );
-        self.activity = Activity::Running;
     }
 
     fn start_initialised(&mut self, start: &VcpuStart) {
@@ -142,7 +146,6 @@ impl Vcpu {
             VcpuStart::Mode32(state) => self.start_32(state),
             VcpuStart::Mode64(state) => self.start_64(state),
         }
-        self.activity = Activity::Running;
     }
 
     fn start_32(&mut self, state: &VcpuStart32) {
@@ -210,15 +213,18 @@ impl Vcpu {
             self.apic.init();
             self.publish_route();
             self.activity = Activity::WaitStartup;
+            self.set_runstate(RunstateKind::Offline);
             self.set_deadline();
         }
         if flags & flag::STARTUP != 0 && self.activity == Activity::WaitStartup {
             let vector = self.mailbox().startup.load(Ordering::SeqCst) as u8;
             self.start_real(vector);
             self.set_up(true);
+            self.set_running();
         }
         if flags & flag::DOWN != 0 && self.activity != Activity::WaitStartup {
             self.activity = Activity::Down;
+            self.set_runstate(RunstateKind::Offline);
         }
         if flags & flag::UP != 0 {
             let start = self
@@ -229,9 +235,10 @@ impl Vcpu {
             match (start, self.activity) {
                 (Some(start), Activity::WaitStartup | Activity::Down) => {
                     self.start_initialised(&start);
+                    self.set_running();
                 }
                 // Up again after `VCPUOP_down`: goes on where it was.
-                (None, Activity::Down) => self.activity = Activity::Running,
+                (None, Activity::Down) => self.set_running(),
                 _ => {}
             }
         }
@@ -248,6 +255,7 @@ impl Vcpu {
     pub(super) fn go_down(&mut self) {
         self.activity = Activity::Down;
         self.set_up(false);
+        self.set_runstate(RunstateKind::Offline);
         let domain = self.shared.domain.lock();
         let any = (0..self.shared.mailboxes.len() as u32).any(|vcpu| domain.is_up(vcpu));
         drop(domain);

@@ -17,6 +17,7 @@ fn guest() -> Cpuid {
     let config = Config {
         apic_id: 3,
         vcpus: 4,
+        thread_bits: 0,
         invariant_tsc: false,
     };
     Cpuid::new(host, config)
@@ -98,9 +99,27 @@ fn vendors_are_told_apart() {
     let config = Config {
         apic_id: 0,
         vcpus: 1,
+        thread_bits: 0,
         invariant_tsc: true,
     };
     let empty = Cpuid::new(|_, _| [0; 4], config);
     assert_eq!(empty.vendor(), Vendor::Intel);
     assert_eq!(empty.xcr0(), 0);
+}
+
+#[test]
+fn doubled_apic_ids_leave_a_thread_bit() {
+    let config = Config {
+        apic_id: 6,
+        vcpus: 4,
+        thread_bits: 1,
+        invariant_tsc: false,
+    };
+    let guest = Cpuid::new(host, config);
+    let context = Context::default();
+    assert_eq!(guest.get(0xb, 0, &context), [1, 1, 0x100, 6]);
+    assert_eq!(guest.get(0xb, 1, &context), [3, 4, 0x201, 6]);
+    assert_eq!(guest.get(1, 0, &context)[1] >> 16, 6 << 8 | 8);
+    assert_eq!(guest.get(0x8000_001e, 0, &context), [6, 3, 0, 0]);
+    assert_eq!(guest.get(0x8000_0008, 0, &context)[0] >> 8, 48);
 }

@@ -6,6 +6,7 @@ fn msrs(vendor: u32) -> Msrs {
     let config = Config {
         apic_id: 0,
         vcpus: 1,
+        thread_bits: 0,
         invariant_tsc: false,
     };
     let host = |leaf, _| match leaf {
