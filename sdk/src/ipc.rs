@@ -7,10 +7,11 @@
 
 use idl::cap::{Endpoint, Reply};
 use idl::wire::{Encode, Error, Reader, Writer};
-use idl::{Cap, Dispatch, Failure, Refusal, Transport};
+use idl::{Cap, Dispatch, Failure, Interface, Refusal, Transport};
 use microvisor_abi::message::{CAPS_MAX, PAYLOAD_MAX, RECEIVE_SLOTS, SEND_SLOTS};
 use microvisor_abi::{Call, FOREVER, MessageInfo, Status};
 
+use crate::caps::AnyCap;
 use crate::local::{self, BUFFER_BYTES};
 use crate::{raw, slots};
 
@@ -58,8 +59,29 @@ impl Packed {
         })
     }
 
+    #[inline(always)]
     fn code(self) -> u32 {
         self.info.label() & 0xffff
+    }
+
+    /// A refusal, as an answer.
+    fn refusal(refusal: Refusal) -> Packed {
+        Packed {
+            info: MessageInfo::new(refusal.label(), 0, 0),
+            words: [0; 4],
+        }
+    }
+
+    /// Reads an answer.
+    #[inline(always)]
+    fn decode<R>(
+        self,
+        caps: &[u32],
+        decode: impl FnOnce(Reader<'_>) -> Result<R, Refusal>,
+    ) -> Result<R, Failure<Status>> {
+        Refusal::from_label(self.code()).map_err(Failure::Refused)?;
+        self.payload(|bytes| decode(Reader::new(bytes, caps)))
+            .map_err(|_| Failure::Malformed)
     }
 
     /// Hands the payload to `read`. `read` copies what it needs and makes no system call.
@@ -127,44 +149,51 @@ impl Transport for EndpointTransport {
         decode: impl FnOnce(Reader<'_>) -> Result<R, Refusal>,
     ) -> Result<R, Failure<Status>> {
         let request = Packed::encode(method, encode).map_err(|Error| Failure::TooLong)?;
-        let receive = if reply_caps == 0 {
-            [0; CAPS_MAX]
-        } else {
-            take_slots(reply_caps).ok_or(Failure::Transport(Status::SlotOccupied))?
-        };
-        local::with_buffer(|buffer| set_receive_slots(buffer, &receive));
+        // The places for received capabilities are 0 outside of the calls that set them.
+        let mut receive = [0; CAPS_MAX];
+        if reply_caps != 0 {
+            receive = take_slots(reply_caps).ok_or(Failure::Transport(Status::SlotOccupied))?;
+            local::with_buffer(|buffer| set_receive_slots(buffer, &receive));
+        }
         let [w0, w1, w2, w3] = request.words;
         let (status, [_, info, w0, w1, w2, w3]) = raw::call(
             Call::Call,
             [self.0.slot().into(), request.info.0, w0, w1, w2, w3],
         );
-        let give_back = |from: usize| {
-            receive.into_iter().skip(from).for_each(slots::give_back);
-        };
-        if let Err(status) = status.result() {
-            give_back(0);
-            return Err(Failure::Transport(status));
+        if reply_caps != 0 {
+            local::with_buffer(|buffer| set_receive_slots(buffer, &[0; CAPS_MAX]));
         }
         let reply = Packed {
             info: MessageInfo(info),
             words: [w0, w1, w2, w3],
         };
-        let caps = reply.info.caps().min(reply_caps);
-        let answer = match Refusal::from_label(reply.code()) {
-            Ok(()) => reply
-                .payload(|bytes| decode(Reader::new(bytes, receive.get(..caps).unwrap_or(&[]))))
-                .map_err(|_| Failure::Malformed),
-            Err(refusal) => Err(Failure::Refused(refusal)),
+        let (answer, caps) = match status {
+            Status::Ok => {
+                let caps = reply.info.caps().min(reply_caps);
+                (
+                    reply.decode(receive.get(..caps).unwrap_or(&[]), decode),
+                    caps,
+                )
+            }
+            status => (Err(Failure::Transport(status)), 0),
         };
         if reply_caps != 0 {
-            give_back(caps);
+            receive.into_iter().skip(caps).for_each(slots::give_back);
             if answer.is_err() {
-                for slot in receive.into_iter().take(caps) {
-                    let _ = crate::caps::AnyCap::delete(Cap::<()>::new(slot));
-                }
+                delete_all(receive.get(..caps).unwrap_or(&[]));
             }
         }
         answer
+    }
+}
+
+/// Deletes capabilities that came with a message nobody could read.
+#[cold]
+#[inline(never)]
+fn delete_all(received: &[u32]) {
+    for &slot in received {
+        // A slot that cannot be emptied stays taken.
+        let _ = AnyCap::delete(Cap::<()>::new(slot));
     }
 }
 
@@ -208,9 +237,16 @@ impl Receiver {
         })
     }
 
-    fn prepare(&self) {
-        // Written every time: the buffer also serves this thread's own calls.
+    /// Says where capabilities go, for the time of a system call.
+    #[inline(always)]
+    fn with_slots<R>(&self, call: impl FnOnce() -> R) -> R {
+        if self.caps == 0 {
+            return call();
+        }
         local::with_buffer(|buffer| set_receive_slots(buffer, &self.receive));
+        let result = call();
+        local::with_buffer(|buffer| set_receive_slots(buffer, &[0; CAPS_MAX]));
+        result
     }
 
     #[inline(always)]
@@ -232,18 +268,10 @@ impl Receiver {
     /// Waits for a message or bits until the absolute TSC `deadline`.
     pub fn receive(&mut self, deadline: u64) -> Result<Received, Status> {
         loop {
-            self.prepare();
-            let (status, results) = raw::call(
-                Call::Receive,
-                [
-                    self.endpoint.slot().into(),
-                    self.reply.slot().into(),
-                    deadline,
-                    0,
-                    0,
-                    0,
-                ],
-            );
+            let endpoint = self.endpoint.slot().into();
+            let reply = self.reply.slot().into();
+            let (status, results) =
+                self.with_slots(|| raw::call(Call::Receive, [endpoint, reply, deadline, 0, 0, 0]));
             match status {
                 Status::Again => {}
                 other => return other.result().map(|()| Self::received(results)),
@@ -254,43 +282,46 @@ impl Receiver {
     /// Decodes `message`, lets `server` act, and encodes its answer.
     #[inline(always)]
     fn dispatch<I: Dispatch<S>, S>(&mut self, message: Message, server: &mut S) -> Packed {
-        let count = message.packed.info.caps().min(self.caps);
-        let received = self.receive;
-        if count != 0 {
-            self.renew(count);
+        let packed = message.packed;
+        if packed.info.bytes() != 0 || packed.info.caps() != 0 {
+            return self.dispatch_any::<I, S>(message, server);
         }
-        // The closure decodes and acts in one go, so the payload is copied out of the buffer
-        // first: what the server does may use the buffer.
-        let outcome = if message.packed.info.bytes() == 0 {
-            message.packed.payload(|bytes| {
-                let caps = received.get(..count).unwrap_or(&[]);
-                I::dispatch(server, message.badge, message.packed.code(), bytes, caps)
+        let outcome =
+            packed.payload(|bytes| I::dispatch(server, message.badge, packed.code(), bytes, &[]));
+        Self::encode::<I>(outcome)
+    }
+
+    #[inline(always)]
+    fn encode<I: Interface>(outcome: Result<I::Reply, Refusal>) -> Packed {
+        outcome
+            .and_then(|reply| {
+                Packed::encode(0, |out| reply.encode(out)).map_err(|Error| Refusal::Answer)
             })
-        } else {
-            let mut copy = [0; PAYLOAD_MAX];
-            let length = message.packed.payload(|bytes| {
-                if let Some(place) = copy.get_mut(..bytes.len()) {
-                    place.copy_from_slice(bytes);
-                }
-                bytes.len()
-            });
-            let bytes = copy.get(..length).unwrap_or(&[]);
-            let caps = received.get(..count).unwrap_or(&[]);
-            I::dispatch(server, message.badge, message.packed.code(), bytes, caps)
-        };
-        let answer = match outcome {
-            Ok(reply) => Packed::encode(0, |out| reply.encode(out)).map_err(|_| Refusal::Answer),
-            Err(refusal) => {
-                for slot in received.into_iter().take(count) {
-                    let _ = crate::caps::AnyCap::delete(Cap::<()>::new(slot));
-                }
-                Err(refusal)
+            .unwrap_or_else(Packed::refusal)
+    }
+
+    /// The same for messages with capabilities or a long payload.
+    #[inline(never)]
+    fn dispatch_any<I: Dispatch<S>, S>(&mut self, message: Message, server: &mut S) -> Packed {
+        let packed = message.packed;
+        let received = self.receive;
+        let count = packed.info.caps().min(self.caps);
+        self.renew(count);
+        let caps = received.get(..count).unwrap_or(&[]);
+        // What the server does may use the message buffer, so the payload is copied out first.
+        let mut copy = [0; PAYLOAD_MAX];
+        let length = packed.payload(|bytes| {
+            if let Some(place) = copy.get_mut(..bytes.len()) {
+                place.copy_from_slice(bytes);
             }
-        };
-        answer.unwrap_or_else(|refusal| Packed {
-            info: MessageInfo::new(refusal.label(), 0, 0),
-            words: [0; 4],
-        })
+            bytes.len()
+        });
+        let bytes = copy.get(..length).unwrap_or(&[]);
+        let outcome = I::dispatch(server, message.badge, packed.code(), bytes, caps);
+        if outcome.is_err() {
+            delete_all(caps);
+        }
+        Self::encode::<I>(outcome)
     }
 
     /// The server keeps the first `count` slots; take fresh ones for the next message. Without
@@ -323,13 +354,10 @@ impl Receiver {
         server: &mut S,
     ) -> Result<Received, Status> {
         let answer = self.dispatch::<I, S>(message, server);
-        if self.caps != 0 {
-            self.prepare();
-        }
         let [w0, w1, w2, w3] = answer.words;
         let both = u64::from(self.endpoint.slot()) | u64::from(self.reply.slot()) << 32;
-        let (status, results) =
-            raw::call(Call::ReplyReceive, [both, answer.info.0, w0, w1, w2, w3]);
+        let (status, results) = self
+            .with_slots(|| raw::call(Call::ReplyReceive, [both, answer.info.0, w0, w1, w2, w3]));
         match status {
             Status::Ok => Ok(Self::received(results)),
             Status::Again => self.receive(FOREVER),
