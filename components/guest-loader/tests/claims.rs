@@ -94,6 +94,37 @@ fn acpi_tables_have_right_checksums_and_name_each_processor() {
 }
 
 #[test]
+fn the_machine_is_hardware_reduced_and_without_legacy_devices() {
+    let at = 0x1000;
+    let tables = guest_loader::acpi::tables(1, at);
+    let here = |address: u64| address - at;
+    let xsdt = here(long(&tables, 24));
+    let fadt = here(long(&tables, xsdt + 36));
+    // ACPI 6.4, 5.2.9: length of revision 6; HW_REDUCED_ACPI; neither VGA nor CMOS clock.
+    assert_eq!(
+        (word(&tables, fadt + 4), tables[fadt as usize + 8]),
+        (276, 6)
+    );
+    assert_ne!(word(&tables, fadt + 112) & 1 << 20, 0);
+    assert_eq!(word(&tables, fadt + 108) >> 8 & 0xffff, 1 << 2 | 1 << 5);
+    let dsdt = long(&tables, fadt + 140);
+    assert_eq!(u64::from(word(&tables, fadt + 40)), dsdt);
+    assert_eq!(word(&tables, here(dsdt)), u32::from_le_bytes(*b"DSDT"));
+    assert_eq!(word(&tables, here(dsdt) + 4), 36);
+}
+
+#[test]
+fn processors_beyond_eight_bits_are_x2apics() {
+    let tables = guest_loader::acpi::tables(129, 0);
+    let madt = long(&tables, long(&tables, 24) + 44);
+    assert_eq!(word(&tables, madt + 4), 44 + 128 * 8 + 16);
+    let last = madt + 44 + 128 * 8;
+    assert_eq!(tables[last as usize..last as usize + 2], [9, 16]);
+    let values = [4, 8, 12].map(|offset| word(&tables, last + offset));
+    assert_eq!(values, [256, 1, 128]);
+}
+
+#[test]
 fn a_guest_too_small_is_told_what_did_not_fit() {
     let mut ram = vec![0u8; 32 << 20];
     let kernel = elf_kernel(20 * MIB);
