@@ -16,7 +16,12 @@ pub fn exit(value: u8) {
     let granted = serial::ports(DEBUG_EXIT, 1)
         .and_then(|ports| Ports::grant(ports, super::THREAD, DEBUG_EXIT, 1));
     match granted {
-        Ok(ports) => ports.write(0, value),
+        Ok(ports) => {
+            ports.write(0, value);
+            // The emulator ends a moment later.
+            let moment = sdk::time::microseconds(LONGEST_MICROSECONDS);
+            let _ = sdk::time::sleep_until(sdk::time::now().saturating_add(moment));
+        }
         Err(status) => log::error!("cannot reach the exit device: {status:?}"),
     }
     log::warn!("there is no exit device here; the system stays up");

@@ -1,6 +1,9 @@
 //! Root on the machine: from the core's facts to the event loop.
 
+mod content;
 mod exit;
+mod guests;
+mod inbox;
 mod instance;
 mod maker;
 mod report;

@@ -1,26 +1,26 @@
 //! The system as root sees it: which instance is in which state, and what each event leads to.
 
-use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use idl::builder::{BuildError, Builder, BuilderServer, Built};
-use idl::manifest::{Component, Exit, Manifest, Restart};
+use idl::builder::Builder;
+use idl::manifest::{Component, Manifest, Restart};
 use idl::name;
 use idl::ring::RingPage;
-use idl::supervisor::{Detail, StopReason, Supervisor, SupervisorServer};
-use root_plan::guest::{self, Action, End, Event, Phase};
+use idl::supervisor::{StopReason, Supervisor};
+use root_plan::guest::{self, Event, Phase};
 use root_plan::plan::{self, ROOT};
 use sdk::abi::archive::Archive;
 use sdk::abi::boot::{self, Info};
-use sdk::memory::{LARGE, ORDER_2M, ORDER_4K, Shared, Window};
+use sdk::memory::{ORDER_4K, Shared, Window};
 use sdk::prelude::*;
-use sdk::slots;
 use sdk::startup::Machine;
 
+use super::guests::GuestPlace;
+use super::inbox::{Inbox, News};
 use super::instance::{Connection, GuestParts, Instance, Order};
-use super::{exit, report, serial};
+use super::{report, serial};
 
 /// Bit of the console's notification by which root announces log lines.
 pub const LOG_BIT: u64 = 1 << 63;
@@ -34,10 +34,6 @@ const RESTARTS: u32 = 5;
 const RESTART_SECONDS: u64 = 60;
 /// Rings that a console gets: its clients at most.
 const RING_PAGES: u32 = 32;
-/// What the exit device is told: all guests off, or one of them failed.
-const EXIT_OFF: u8 = 0x10;
-const EXIT_FAILED: u8 = 0x11;
-
 /// What starting an instance needs.
 pub struct Tools {
     /// The core's facts.
@@ -89,70 +85,17 @@ struct Place {
     first_restart: u64,
 }
 
-struct GuestPlace {
-    phase: Phase,
-    builder: usize,
-    vmm: usize,
-    memory: Option<Cap<cap::Memory>>,
-    frames: Option<(Cap<cap::Frame>, u32)>,
-}
-
-/// What components told root, in order.
-#[derive(Default)]
-struct Inbox(VecDeque<(usize, News)>);
-
-enum News {
-    Ready,
-    Exit,
-    Failed(Detail),
-    GuestStopped(StopReason, Detail),
-    Built(Built),
-    BuildFailed(BuildError),
-}
-
-impl Inbox {
-    fn add(&mut self, client: u64, news: News) {
-        // Badges are root's own: instance + 1, interface.
-        let place = usize::try_from(client >> 8).unwrap_or(0).wrapping_sub(1);
-        self.0.push_back((place, news));
-    }
-}
-
-impl SupervisorServer for Inbox {
-    fn ready(&mut self, client: u64) {
-        self.add(client, News::Ready);
-    }
-    fn guest_stopped(&mut self, client: u64, reason: StopReason, detail: Detail) {
-        self.add(client, News::GuestStopped(reason, detail));
-    }
-    fn failed(&mut self, client: u64, detail: Detail) {
-        self.add(client, News::Failed(detail));
-    }
-    fn exit(&mut self, client: u64) {
-        self.add(client, News::Exit);
-    }
-}
-
-impl BuilderServer for Inbox {
-    fn built(&mut self, client: u64, result: Built) {
-        self.add(client, News::Built(result));
-    }
-    fn failed(&mut self, client: u64, error: BuildError) {
-        self.add(client, News::BuildFailed(error));
-    }
-}
-
 /// Everything.
 pub struct System {
     tools: Tools,
-    manifest: Manifest,
+    pub(super) manifest: Manifest,
     receiver: Receiver,
     endpoint: Cap<cap::Endpoint>,
     /// Endpoints of the servers: component, interface, endpoint.
     endpoints: Vec<(usize, String, Cap<cap::Endpoint>)>,
     order: Vec<usize>,
     places: Vec<Place>,
-    guests: Vec<GuestPlace>,
+    pub(super) guests: Vec<GuestPlace>,
     log: Shared<RingPage>,
     inbox: Inbox,
 }
@@ -332,7 +275,7 @@ impl System {
     }
 
     /// Starts the instance at `index`; false if that failed, which is reported.
-    fn run(&mut self, index: usize, guest: Option<GuestParts<'_>>) -> bool {
+    pub(super) fn run(&mut self, index: usize, guest: Option<GuestParts<'_>>) -> bool {
         let component = self.manifest.components[self.places[index].component].clone();
         let connections = self.connections(index, &component);
         let serves: Vec<_> = self
@@ -396,7 +339,7 @@ impl System {
     }
 
     /// Takes an instance down, if it runs.
-    fn take_down(&mut self, index: usize) {
+    pub(super) fn take_down(&mut self, index: usize) {
         let component = &self.manifest.components[self.places[index].component];
         let console = Self::is_console(component);
         let place = &mut self.places[index];
@@ -431,7 +374,7 @@ impl System {
                 Err(Status::Cancelled | Status::Aborted | Status::CapsRefused) => {}
                 Err(status) => return status,
             }
-            while let Some((index, news)) = self.inbox.0.pop_front() {
+            while let Some((index, news)) = self.inbox.take() {
                 if index < self.places.len() {
                     self.news(index, news);
                 }
@@ -554,146 +497,5 @@ impl System {
             }
         }
         self.start();
-    }
-
-    fn guest_event(&mut self, index: usize, event: Event) {
-        let (phase, action) = guest::step(self.guests[index].phase, event);
-        self.guests[index].phase = phase;
-        let (builder, vmm) = (self.guests[index].builder, self.guests[index].vmm);
-        let name = self.manifest.guests[index].name.clone();
-        let started = match action {
-            Action::Ignore => return,
-            Action::Build => {
-                self.take_down(builder);
-                self.take_down(vmm);
-                log::info!("guest {name}: building");
-                self.build_guest(index)
-            }
-            Action::Run(built) => {
-                self.take_down(builder);
-                log::info!("guest {name}: starting at {:#x}", built.entry);
-                self.run_guest(index, built)
-            }
-            Action::TearDown => {
-                self.take_down(builder);
-                self.take_down(vmm);
-                true
-            }
-        };
-        if !started {
-            return self.guest_event(index, Event::ComponentDied);
-        }
-        if let Phase::Stopped(end) = phase {
-            let word = if end == End::Off { "off" } else { "failed" };
-            log::info!("guest {name}: {word}");
-            self.maybe_exit();
-        }
-    }
-
-    /// Fresh memory for a guest, zeroed by the core.
-    fn guest_memory(&mut self, index: usize) -> Result<(Cap<cap::Frame>, u32), Status> {
-        let mib = self.manifest.guests[index].memory_mib;
-        let count = u32::try_from(mib * (1 << 20) / LARGE).map_err(|_| Status::NoMemory)?;
-        let place = &mut self.guests[index];
-        let memory = match place.memory {
-            Some(memory) => memory,
-            None => {
-                // Room for aligning the first frame.
-                let per = LARGE / sdk::abi::FRAME;
-                let frames = u64::from(count) * per + per - 1;
-                let memory = sdk::memory::own().retype(frames)?;
-                place.memory = Some(memory);
-                memory
-            }
-        };
-        if let Some((first, count)) = place.frames.take() {
-            memory.revoke()?;
-            (first.slot()..first.slot() + count).for_each(slots::give_back);
-        }
-        let frames = memory.retype_many(ORDER_2M, count)?;
-        place.frames = Some((frames, count));
-        Ok((frames, count))
-    }
-
-    fn guest_start(&self, index: usize) -> GuestStart {
-        let guest = &self.manifest.guests[index];
-        let mut cmdline = heapless::String::new();
-        if cmdline.push_str(&guest.cmdline).is_err() {
-            log::error!(
-                "guest {}: its command line is too long and is left out",
-                guest.name
-            );
-        }
-        GuestStart {
-            name: name(&guest.name),
-            memory_address: 0,
-            memory_bytes: 0,
-            frame_slot: 0,
-            frame_count: 0,
-            vcpus: guest.vcpus.len() as u32,
-            vcpu_threads: heapless::Vec::new(),
-            kernel: None,
-            initrd: None,
-            cmdline,
-            built: None,
-        }
-    }
-
-    fn build_guest(&mut self, index: usize) -> bool {
-        let (frames, count) = match self.guest_memory(index) {
-            Ok(frames) => frames,
-            Err(status) => {
-                let guest = &self.manifest.guests[index];
-                let (name, mib) = (&guest.name, guest.memory_mib);
-                match status {
-                    Status::NoMemory => log::error!(
-                        "guest {name}: needs {mib} MiB of memory, which this machine does not have left"
-                    ),
-                    _ => log::error!("guest {name}: its memory cannot be made: {status:?}"),
-                }
-                return false;
-            }
-        };
-        let guest = self.manifest.guests[index].clone();
-        let parts = GuestParts {
-            start: self.guest_start(index),
-            frames,
-            count,
-            cpus: &[],
-            files: Some((&guest.kernel, guest.initrd.as_deref())),
-        };
-        self.run(self.guests[index].builder, Some(parts))
-    }
-
-    fn run_guest(&mut self, index: usize, built: Built) -> bool {
-        let Some((frames, count)) = self.guests[index].frames else {
-            return false;
-        };
-        let cpus = self.manifest.guests[index].vcpus.clone();
-        let mut start = self.guest_start(index);
-        start.cmdline.clear();
-        start.built = Some(built);
-        let parts = GuestParts {
-            start,
-            frames,
-            count,
-            cpus: &cpus,
-            files: None,
-        };
-        self.run(self.guests[index].vmm, Some(parts))
-    }
-
-    fn maybe_exit(&mut self) {
-        let ends = self.guests.iter().map(|guest| guest.phase);
-        if self.manifest.exit != Exit::WhenGuestsStop
-            || !ends.clone().all(|phase| matches!(phase, Phase::Stopped(_)))
-        {
-            return;
-        }
-        let failed = ends
-            .clone()
-            .any(|phase| phase == Phase::Stopped(End::Failed));
-        log::info!("all guests have stopped");
-        exit::exit(if failed { EXIT_FAILED } else { EXIT_OFF });
     }
 }

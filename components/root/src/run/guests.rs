@@ -1,0 +1,175 @@
+//! Guests: what carries out the decisions of `root_plan::guest`. Part of [`System`].
+
+use idl::builder::Built;
+use idl::manifest::Exit;
+use idl::name;
+use root_plan::guest::{self, Action, End, Event, Phase};
+use sdk::memory::{LARGE, ORDER_2M};
+use sdk::prelude::*;
+use sdk::slots;
+
+use super::exit;
+use super::instance::GuestParts;
+use super::system::System;
+
+/// What the exit device is told: all guests off, or one of them failed.
+const EXIT_OFF: u8 = 0x10;
+const EXIT_FAILED: u8 = 0x11;
+
+/// A guest, started or not.
+pub struct GuestPlace {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Place of its builder.
+    pub builder: usize,
+    /// Place of its VMM.
+    pub vmm: usize,
+    /// What its frames are made of.
+    pub memory: Option<Cap<cap::Memory>>,
+    /// Its frames of 2 MiB: the first slot, how many.
+    pub frames: Option<(Cap<cap::Frame>, u32)>,
+}
+
+impl System {
+    /// Something happened to a guest.
+    pub(super) fn guest_event(&mut self, index: usize, event: Event) {
+        let (phase, action) = guest::step(self.guests[index].phase, event);
+        self.guests[index].phase = phase;
+        let (builder, vmm) = (self.guests[index].builder, self.guests[index].vmm);
+        let name = self.manifest.guests[index].name.clone();
+        let started = match action {
+            Action::Ignore => return,
+            Action::Build => {
+                self.take_down(builder);
+                self.take_down(vmm);
+                log::info!("guest {name}: building");
+                self.build_guest(index)
+            }
+            Action::Run(built) => {
+                self.take_down(builder);
+                log::info!("guest {name}: starting at {:#x}", built.entry);
+                self.run_guest(index, built)
+            }
+            Action::TearDown => {
+                self.take_down(builder);
+                self.take_down(vmm);
+                true
+            }
+        };
+        if !started {
+            return self.guest_event(index, Event::ComponentDied);
+        }
+        if let Phase::Stopped(end) = phase {
+            let word = if end == End::Off { "off" } else { "failed" };
+            log::info!("guest {name}: {word}");
+            self.maybe_exit();
+        }
+    }
+
+    /// Fresh memory for a guest, zeroed by the core.
+    fn guest_memory(&mut self, index: usize) -> Result<(Cap<cap::Frame>, u32), Status> {
+        let mib = self.manifest.guests[index].memory_mib;
+        let count = u32::try_from(mib * (1 << 20) / LARGE).map_err(|_| Status::NoMemory)?;
+        let place = &mut self.guests[index];
+        let memory = match place.memory {
+            Some(memory) => memory,
+            None => {
+                // Room for aligning the first frame.
+                let per = LARGE / sdk::abi::FRAME;
+                let frames = u64::from(count) * per + per - 1;
+                let memory = sdk::memory::own().retype(frames)?;
+                place.memory = Some(memory);
+                memory
+            }
+        };
+        if let Some((first, count)) = place.frames.take() {
+            memory.revoke()?;
+            (first.slot()..first.slot() + count).for_each(slots::give_back);
+        }
+        let frames = memory.retype_many(ORDER_2M, count)?;
+        place.frames = Some((frames, count));
+        Ok((frames, count))
+    }
+
+    fn guest_start(&self, index: usize) -> GuestStart {
+        let guest = &self.manifest.guests[index];
+        let mut cmdline = heapless::String::new();
+        if cmdline.push_str(&guest.cmdline).is_err() {
+            log::error!(
+                "guest {}: its command line is too long and is left out",
+                guest.name
+            );
+        }
+        GuestStart {
+            name: name(&guest.name),
+            memory_address: 0,
+            memory_bytes: 0,
+            frame_slot: 0,
+            frame_count: 0,
+            vcpus: guest.vcpus.len() as u32,
+            vcpu_threads: heapless::Vec::new(),
+            kernel: None,
+            initrd: None,
+            cmdline,
+            built: None,
+        }
+    }
+
+    fn build_guest(&mut self, index: usize) -> bool {
+        let (frames, count) = match self.guest_memory(index) {
+            Ok(frames) => frames,
+            Err(status) => {
+                let guest = &self.manifest.guests[index];
+                let (name, mib) = (&guest.name, guest.memory_mib);
+                match status {
+                    Status::NoMemory => log::error!(
+                        "guest {name}: needs {mib} MiB of memory, which this machine does not have left"
+                    ),
+                    _ => log::error!("guest {name}: its memory cannot be made: {status:?}"),
+                }
+                return false;
+            }
+        };
+        let guest = self.manifest.guests[index].clone();
+        let parts = GuestParts {
+            start: self.guest_start(index),
+            frames,
+            count,
+            cpus: &[],
+            files: Some((&guest.kernel, guest.initrd.as_deref())),
+        };
+        self.run(self.guests[index].builder, Some(parts))
+    }
+
+    fn run_guest(&mut self, index: usize, built: Built) -> bool {
+        let Some((frames, count)) = self.guests[index].frames else {
+            return false;
+        };
+        let cpus = self.manifest.guests[index].vcpus.clone();
+        let mut start = self.guest_start(index);
+        start.cmdline.clear();
+        start.built = Some(built);
+        let parts = GuestParts {
+            start,
+            frames,
+            count,
+            cpus: &cpus,
+            files: None,
+        };
+        self.run(self.guests[index].vmm, Some(parts))
+    }
+
+    fn maybe_exit(&mut self) {
+        let ends = self.guests.iter().map(|guest| guest.phase);
+        if self.manifest.exit != Exit::WhenGuestsStop
+            || !ends.clone().all(|phase| matches!(phase, Phase::Stopped(_)))
+        {
+            return;
+        }
+        let failed = ends
+            .clone()
+            .any(|phase| phase == Phase::Stopped(End::Failed));
+        log::info!("all guests have stopped");
+        exit::exit(if failed { EXIT_FAILED } else { EXIT_OFF });
+    }
+}
