@@ -61,7 +61,7 @@ fn spin(session: &mut Session, cpus: &[u32]) -> Result<Vec<u64>> {
     let mut command = String::new();
     for cpu in cpus {
         command += &format!(
-            "(n=0; taskset {:x} sh -c 'n=0; trap \"echo spun-{cpu}-$n-; exit\" TERM; while :; do n=$((n+1)); done' & p=$!; sleep 5; kill $p; wait $p) & ",
+            "(n=0; taskset {:x} sh -c 'n=0; trap \"echo spun-{cpu}-\\$n-; exit\" TERM; while :; do n=$((n+1)); done' & p=$!; sleep 5; kill $p; wait $p) & ",
             1 << cpu
         );
     }
@@ -160,6 +160,9 @@ const LINUX: &[Claim<Session>] = &[
 ];
 
 fn linux(machines: &mut Machines, report: &mut Report) {
+    if !machines.wants("guests-linux") {
+        return;
+    }
     let session = machines
         .image("linux", false)
         .and_then(|image| machines.boot("guests-linux", &image, &Machine::of(&image)));
@@ -167,6 +170,9 @@ fn linux(machines: &mut Machines, report: &mut Report) {
 }
 
 fn grub(machines: &mut Machines, report: &mut Report) {
+    if !machines.wants("guests-grub") {
+        return;
+    }
     let session = machines
         .image("grub", false)
         .and_then(|image| machines.boot("guests-grub", &image, &Machine::of(&image)));
@@ -278,12 +284,16 @@ fn with_manifest(
 
 fn neighbours(machines: &mut Machines, report: &mut Report) {
     for harm in HARMS {
+        let title = format!("guests-{}", harm.name);
+        if !machines.wants(&title) {
+            continue;
+        }
         let outcome = with_manifest(machines, |image| {
             (harm.does)(&mut image.manifest);
             image.contents.manifest = image.manifest.encode();
         })
         .and_then(|(image, machine)| {
-            let mut session = machines.boot(&format!("guests-{}", harm.name), &image, &machine)?;
+            let mut session = machines.boot(&title, &image, &machine)?;
             session.expect("grub>", PROMPT).context("the neighbour")?;
             takes_a_command(&mut session).context("the neighbour")?;
             for says in harm.says {
@@ -321,12 +331,14 @@ const DAMAGES: &[Damage] = &[
 
 fn damaged_manifest(machines: &mut Machines, report: &mut Report) {
     for damage in DAMAGES {
+        let title = format!("guests-{}", damage.name);
+        if !machines.wants(&title) {
+            continue;
+        }
         let outcome = with_manifest(machines, |image| {
             (damage.does)(&mut image.contents.manifest)
         })
-        .and_then(|(image, machine)| {
-            machines.boot(&format!("guests-{}", damage.name), &image, &machine)
-        })
+        .and_then(|(image, machine)| machines.boot(&title, &image, &machine))
         .and_then(|mut session| session.expect(damage.says, 60).map(|_| ()));
         report.claim(damage.name, || outcome);
     }

@@ -14,15 +14,23 @@ pub struct Machines {
     /// The workspace.
     pub workspace: Workspace,
     built: Vec<(String, Image)>,
+    only: Option<String>,
 }
 
 impl Machines {
-    /// The workspace that this suite was built from.
-    pub fn new() -> Result<Self> {
+    /// Of the workspace that this suite was built from. `only` leaves out machines whose titles
+    /// lack it.
+    pub fn new(only: Option<String>) -> Result<Self> {
         Ok(Machines {
             workspace: Workspace::find(Path::new(env!("CARGO_MANIFEST_DIR")))?,
             built: Vec::new(),
+            only,
         })
+    }
+
+    /// Whether the machine of this title is to be booted.
+    pub fn wants(&self, title: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| title.contains(only))
     }
 
     /// `build/suite`.

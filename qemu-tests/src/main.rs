@@ -42,6 +42,10 @@ struct Cli {
     /// standard error.
     #[arg(long)]
     json: bool,
+    /// Of `boot` and `guests`, only the machines whose name contains this; their transcripts are
+    /// called so.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Fail if a claim is skipped that this file does not list.
     #[arg(long, value_name = "FILE")]
     allowed_skips: Option<PathBuf>,
@@ -112,7 +116,7 @@ fn run(cli: &Cli) -> Result<bool> {
     }
     packages::ensure(&tools)?;
 
-    let mut machines = Machines::new()?;
+    let mut machines = Machines::new(cli.only.clone())?;
     let mut report = Report::default();
     if cli.json {
         report.aside();

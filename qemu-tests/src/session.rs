@@ -57,7 +57,12 @@ pub struct Session {
     /// Everything before is consumed.
     at: usize,
     commands: u32,
+    /// Something did not come in time: what follows is not worth the same patience.
+    late: bool,
 }
+
+/// Patience with a machine that was late once.
+const LATE: Duration = Duration::from_secs(15);
 
 impl Session {
     /// Starts `command`, whose standard output is the serial port.
@@ -106,12 +111,14 @@ impl Session {
             transcript: transcript.to_owned(),
             at: 0,
             commands: 0,
+            late: false,
         })
     }
 
     /// Waits for `pattern` in what was not consumed yet; consumes up to its end. Returns the text
     /// before it, and when it came.
     pub fn expect_at(&mut self, pattern: &str, within: Duration) -> Result<(String, Instant)> {
+        let within = if self.late { within.min(LATE) } else { within };
         let deadline = Instant::now() + within;
         let mut output = lock(&self.output);
         loop {
@@ -128,6 +135,7 @@ impl Session {
             if output.closed || left.is_zero() {
                 let closed = output.closed;
                 drop(output);
+                self.late = true;
                 let why = if closed {
                     "the machine ended"
                 } else {
@@ -180,15 +188,15 @@ impl Session {
     pub fn shell(&mut self, command: &str, seconds: u64) -> Result<String> {
         self.commands += 1;
         let number = self.commands;
-        // The quotes keep the marker out of the echo of this very line.
-        self.send(&format!("{command}; echo en''d-{number}-$?-\n"))?;
-        let before = self.expect(&format!("end-{number}-"), seconds)?;
-        let status = self.expect("-", 10)?;
-        // The first line is the echo.
-        let printed = before
-            .split_once('\n')
-            .map_or("", |(_, rest)| rest)
+        // The quotes keep the markers out of the echo, which line editing may repeat and break.
+        self.send(&format!(
+            "echo beg''in-{number}; {command}; echo en''d-{number}-$?-\n"
+        ))?;
+        self.expect(&format!("begin-{number}"), seconds)?;
+        let printed = self
+            .expect(&format!("end-{number}-"), seconds)?
             .replace('\r', "");
+        let status = self.expect("-", 10)?;
         if status != "0" {
             bail!("{command:?} ended with {status}: {}", printed.trim());
         }
