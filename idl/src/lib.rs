@@ -91,8 +91,6 @@ pub trait Interface {
     const REPLY_CAPS: usize;
     /// The methods, in order.
     const METHODS: &'static [schema::Method];
-    /// What servers answer.
-    type Reply: wire::Encode;
     /// Calls `into` with name and definition of each message type; one may come twice.
     fn types(into: &mut dyn FnMut(&'static str, &'static str));
 }
@@ -100,13 +98,26 @@ pub trait Interface {
 /// Decodes a request and calls the method of `S` that it names; generated.
 pub trait Dispatch<S>: Interface {
     /// Never panics, whatever `method`, `bytes` and `caps` are, unless the server itself does.
-    fn dispatch(
+    /// The answer goes to `answer`; a request that was refused uses none.
+    fn dispatch<A: Answer>(
         server: &mut S,
         client: u64,
         method: u32,
         bytes: &[u8],
         caps: &[u32],
-    ) -> Result<Self::Reply, Refusal>;
+        answer: A,
+    ) -> Result<A::Sent, Refusal>;
+}
+
+/// Where a dispatcher's answer goes.
+pub trait Answer {
+    /// What becomes of it.
+    type Sent;
+    /// Takes what `encode` writes.
+    fn send(
+        self,
+        encode: impl FnOnce(&mut wire::Writer<'_>) -> Result<(), wire::Error>,
+    ) -> Self::Sent;
 }
 
 /// Why a request did not reach the server's code.

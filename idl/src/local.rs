@@ -4,8 +4,8 @@
 use core::cell::RefCell;
 use core::marker::PhantomData;
 
-use crate::wire::{Encode, Error, Reader, Writer};
-use crate::{Dispatch, Failure, PAYLOAD_MAX, Refusal, Transport};
+use crate::wire::{CAPS_MAX, Error, Reader, Writer};
+use crate::{Answer, Dispatch, Failure, PAYLOAD_MAX, Refusal, Transport};
 
 /// Calls the server that it holds.
 #[derive(Debug)]
@@ -40,6 +40,18 @@ impl<I: Dispatch<S>, S> Local<I, S> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reentered;
 
+/// Writes an answer into bytes.
+pub struct Into<'a>(pub &'a mut [u8]);
+
+impl Answer for Into<'_> {
+    type Sent = Result<(usize, [u32; CAPS_MAX], usize), Error>;
+    fn send(self, encode: impl FnOnce(&mut Writer<'_>) -> Result<(), Error>) -> Self::Sent {
+        let mut writer = Writer::new(self.0);
+        encode(&mut writer)?;
+        Ok(writer.finish())
+    }
+}
+
 impl<I: Dispatch<S>, S> Transport for Local<I, S> {
     type Error = Reentered;
 
@@ -58,20 +70,18 @@ impl<I: Dispatch<S>, S> Transport for Local<I, S> {
         let mut writer = Writer::new(&mut request);
         encode(&mut writer).map_err(|Error| Failure::TooLong)?;
         let (length, caps, cap_count) = writer.finish();
-        let reply = I::dispatch(
+        let mut answer = [0; PAYLOAD_MAX];
+        let sent = I::dispatch(
             &mut server,
             self.client,
             method,
             request.get(..length).unwrap_or(&[]),
             caps.get(..cap_count).unwrap_or(&[]),
-        )
-        .map_err(Failure::Refused)?;
-        let mut answer = [0; PAYLOAD_MAX];
-        let mut writer = Writer::new(&mut answer);
-        reply
-            .encode(&mut writer)
-            .map_err(|Error| Failure::Refused(Refusal::Answer))?;
-        let (length, caps, cap_count) = writer.finish();
+            Into(&mut answer),
+        );
+        let (length, caps, cap_count) = sent
+            .and_then(|sent| sent.map_err(|Error| Refusal::Answer))
+            .map_err(Failure::Refused)?;
         if cap_count > reply_caps {
             return Err(Failure::Malformed);
         }

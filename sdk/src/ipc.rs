@@ -6,8 +6,8 @@
 //! the inline length in bits 16-31.
 
 use idl::cap::{Endpoint, Reply};
-use idl::wire::{Encode, Error, Reader, Writer};
-use idl::{Cap, Dispatch, Failure, Interface, Refusal, Transport};
+use idl::wire::{Error, Reader, Writer};
+use idl::{Answer, Cap, Dispatch, Failure, Refusal, Transport};
 use microvisor_abi::message::{CAPS_MAX, PAYLOAD_MAX, RECEIVE_SLOTS, SEND_SLOTS};
 use microvisor_abi::{Call, FOREVER, MessageInfo, Status};
 
@@ -84,20 +84,26 @@ impl Packed {
             .map_err(|_| Failure::Malformed)
     }
 
+    /// Hands a payload that travelled in the words to `read`.
+    #[inline(always)]
+    fn inline_payload<R>(self, read: impl FnOnce(&[u8]) -> R) -> R {
+        let mut bytes = [0; INLINE];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(self.words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        // A peer may claim more than fits: then it sent nothing.
+        read(
+            bytes
+                .get(..(self.info.label() >> 16) as usize)
+                .unwrap_or(&[]),
+        )
+    }
+
     /// Hands the payload to `read`. `read` copies what it needs and makes no system call.
     #[inline(always)]
     fn payload<R>(self, read: impl FnOnce(&[u8]) -> R) -> R {
         if self.info.bytes() == 0 {
-            let mut bytes = [0; INLINE];
-            for (place, word) in bytes.chunks_exact_mut(8).zip(self.words) {
-                place.copy_from_slice(&word.to_le_bytes());
-            }
-            // A peer may claim more than fits: then it sent nothing.
-            read(
-                bytes
-                    .get(..(self.info.label() >> 16) as usize)
-                    .unwrap_or(&[]),
-            )
+            self.inline_payload(read)
         } else {
             local::with_buffer(|buffer| {
                 read(
@@ -107,6 +113,17 @@ impl Packed {
                 )
             })
         }
+    }
+}
+
+/// Packs a dispatcher's answer.
+struct Pack;
+
+impl Answer for Pack {
+    type Sent = Packed;
+    #[inline(always)]
+    fn send(self, encode: impl FnOnce(&mut Writer<'_>) -> Result<(), Error>) -> Packed {
+        Packed::encode(0, encode).unwrap_or_else(|Error| Packed::refusal(Refusal::Answer))
     }
 }
 
@@ -286,21 +303,15 @@ impl Receiver {
         if packed.info.bytes() != 0 || packed.info.caps() != 0 {
             return self.dispatch_any::<I, S>(message, server);
         }
-        let outcome =
-            packed.payload(|bytes| I::dispatch(server, message.badge, packed.code(), bytes, &[]));
-        Self::encode::<I>(outcome)
-    }
-
-    #[inline(always)]
-    fn encode<I: Interface>(outcome: Result<I::Reply, Refusal>) -> Packed {
-        outcome
-            .and_then(|reply| {
-                Packed::encode(0, |out| reply.encode(out)).map_err(|Error| Refusal::Answer)
+        packed
+            .inline_payload(|bytes| {
+                I::dispatch(server, message.badge, packed.code(), bytes, &[], Pack)
             })
             .unwrap_or_else(Packed::refusal)
     }
 
     /// The same for messages with capabilities or a long payload.
+    #[cold]
     #[inline(never)]
     fn dispatch_any<I: Dispatch<S>, S>(&mut self, message: Message, server: &mut S) -> Packed {
         let packed = message.packed;
@@ -317,11 +328,11 @@ impl Receiver {
             bytes.len()
         });
         let bytes = copy.get(..length).unwrap_or(&[]);
-        let outcome = I::dispatch(server, message.badge, packed.code(), bytes, caps);
+        let outcome = I::dispatch(server, message.badge, packed.code(), bytes, caps, Pack);
         if outcome.is_err() {
             delete_all(caps);
         }
-        Self::encode::<I>(outcome)
+        outcome.unwrap_or_else(Packed::refusal)
     }
 
     /// The server keeps the first `count` slots; take fresh ones for the next message. Without
@@ -346,22 +357,27 @@ impl Receiver {
         )
     }
 
-    /// Dispatches, answers, and waits for the next message in one system call.
+    /// Dispatches and answers messages for as long as another one follows at once; answers what
+    /// came instead.
     #[inline(always)]
-    pub fn answer_and_receive<I: Dispatch<S>, S>(
+    fn answer_while_messages<I: Dispatch<S>, S>(
         &mut self,
-        message: Message,
+        mut message: Message,
         server: &mut S,
     ) -> Result<Received, Status> {
-        let answer = self.dispatch::<I, S>(message, server);
-        let [w0, w1, w2, w3] = answer.words;
         let both = u64::from(self.endpoint.slot()) | u64::from(self.reply.slot()) << 32;
-        let (status, results) = self
-            .with_slots(|| raw::call(Call::ReplyReceive, [both, answer.info.0, w0, w1, w2, w3]));
-        match status {
-            Status::Ok => Ok(Self::received(results)),
-            Status::Again => self.receive(FOREVER),
-            other => Err(other),
+        loop {
+            let answer = self.dispatch::<I, S>(message, server);
+            let [w0, w1, w2, w3] = answer.words;
+            let (status, results) = self.with_slots(|| {
+                raw::call(Call::ReplyReceive, [both, answer.info.0, w0, w1, w2, w3])
+            });
+            match (status, Self::received(results)) {
+                (Status::Ok, Received::Message(next)) => message = next,
+                (Status::Ok, notification) => return Ok(notification),
+                (Status::Again, _) => return self.receive(FOREVER),
+                (status, _) => return Err(status),
+            }
         }
     }
 }
@@ -377,7 +393,9 @@ pub fn serve<I: Dispatch<S>, S: Notified>(receiver: &mut Receiver, server: &mut 
     let mut next = receiver.receive(FOREVER);
     loop {
         next = match next {
-            Ok(Received::Message(message)) => receiver.answer_and_receive::<I, S>(message, server),
+            Ok(Received::Message(message)) => {
+                receiver.answer_while_messages::<I, S>(message, server)
+            }
             Ok(Received::Notification(bits)) => {
                 server.notified(bits);
                 receiver.receive(FOREVER)

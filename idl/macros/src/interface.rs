@@ -232,8 +232,11 @@ fn generate(item: &ItemTrait, methods: &[Method]) -> TokenStream {
     let arms = methods.iter().map(|method| {
         let (name, variant) = (&method.name, &method.variant);
         let names: Vec<_> = method.arguments.iter().map(|value| &value.name).collect();
-        quote!(#request::#variant { #(#names),* } =>
-            #reply::#variant(server.#name(client #(, #names)*)))
+        // The variant is known in each arm, so encoding it is straight-line.
+        quote!(#request::#variant { #(#names),* } => {
+            let reply = #reply::#variant(server.#name(client #(, #names)*));
+            Ok(answer.send(|out| ::idl::wire::Encode::encode(&reply, out)))
+        })
     });
 
     let most = |values: fn(&Method) -> &Vec<Value>| {
@@ -281,7 +284,6 @@ fn generate(item: &ItemTrait, methods: &[Method]) -> TokenStream {
             const METHODS: &'static [::idl::schema::Method] = &[
                 #(::idl::schema::Method { number: #numbers, name: #names, signature: #texts }),*
             ];
-            type Reply = #reply;
             fn types(into: &mut dyn FnMut(&'static str, &'static str)) {
                 #(<#types as ::idl::schema::Schema>::collect(into);)*
             }
@@ -289,17 +291,19 @@ fn generate(item: &ItemTrait, methods: &[Method]) -> TokenStream {
 
         impl<S: #server> ::idl::Dispatch<S> for #tag {
             #[inline(always)]
-            fn dispatch(
+            fn dispatch<A: ::idl::Answer>(
                 server: &mut S,
                 client: u64,
                 method: u32,
                 bytes: &[u8],
                 caps: &[u32],
-            ) -> Result<#reply, ::idl::Refusal> {
+                answer: A,
+            ) -> Result<A::Sent, ::idl::Refusal> {
                 if method == ::idl::HELLO {
-                    return Ok(#reply::Hello(<#tag as ::idl::Interface>::HASH));
+                    let reply = #reply::Hello(<#tag as ::idl::Interface>::HASH);
+                    return Ok(answer.send(|out| ::idl::wire::Encode::encode(&reply, out)));
                 }
-                Ok(match #request::decode(method, bytes, caps)? { #(#arms,)* })
+                match #request::decode(method, bytes, caps)? { #(#arms)* }
             }
         }
 
