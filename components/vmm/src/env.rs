@@ -15,8 +15,10 @@ use crate::map::Removed;
 use crate::shared::{Shared, flag, service};
 use crate::stop::Reason;
 
-/// The console ring's service; the only one yet.
+/// The console ring's service.
 pub const CONSOLE: ServiceId = ServiceId(1);
+/// The xenstore ring's.
+pub const STORE: ServiceId = ServiceId(2);
 
 /// No vCPU: the service thread.
 pub const NOBODY: u32 = u32::MAX;
@@ -82,9 +84,13 @@ impl Env for Effects<'_> {
     }
 
     fn service_event(&mut self, id: ServiceId) {
-        if id == CONSOLE {
-            let _ = self.shared.service.signal(service::GUEST_CONSOLE);
-        }
+        let bit = match id {
+            CONSOLE => service::GUEST_CONSOLE,
+            STORE => service::GUEST_STORE,
+            _ => return,
+        };
+        // Fails only when the capability is gone, and the VMM with it.
+        let _ = self.shared.service.signal(bit);
     }
 
     fn shutdown(&mut self, reason: ShutdownReason) {

@@ -18,6 +18,7 @@ mod ram;
 mod service;
 mod shared;
 mod stop;
+mod store;
 mod vcpu;
 
 use alloc::boxed::Box;
@@ -36,8 +37,10 @@ use xen_abi::{Config, Domain, MapEntry, TscMode, Vendor};
 use console::{GuestRing, Lines};
 use map::GuestMap;
 use ram::Ram;
+use service::Service;
 use shared::{Mailbox, Shared};
 use stop::Stop;
+use store::{Facts, StoreRing};
 use vcpu::Vcpu;
 
 sdk::entry!(main);
@@ -67,8 +70,10 @@ enum StartError {
     Domain(xen_abi::ConfigError),
     /// The console did not take the guest.
     Console(sdk::console::AttachError),
-    /// No event channel for the console.
-    ConsolePort(xen_abi::Errno),
+    /// The guest's store could not be filled.
+    Store(xenstore::Errno),
+    /// No event channel for console or store.
+    Port(xen_abi::Errno),
 }
 
 impl core::fmt::Display for StartError {
@@ -87,7 +92,8 @@ impl core::fmt::Display for StartError {
             StartError::Map(error) => write!(f, "ring pages not mapped: {error:?}"),
             StartError::Domain(error) => write!(f, "not a domain that Xen has: {error:?}"),
             StartError::Console(error) => write!(f, "no console: {error:?}"),
-            StartError::ConsolePort(error) => write!(f, "no event channel: {error:?}"),
+            StartError::Store(error) => write!(f, "store not filled: {error:?}"),
+            StartError::Port(error) => write!(f, "no event channel: {error:?}"),
         }
     }
 }
@@ -99,19 +105,13 @@ fn core_error(what: &'static str) -> impl FnOnce(Status) -> StartError {
 fn main(env: Env) {
     let supervisor = env.transport("supervisor");
     match start(&env) {
-        Ok(started) => {
+        Ok(mut service) => {
             if let Ok(client) = SupervisorClient::connect(supervisor)
                 && let Err(error) = client.ready()
             {
                 log::warn!("root did not hear that the guest runs: {error:?}");
             }
-            service::run(
-                started.shared,
-                &started.ring,
-                started.console_port,
-                started.attached.as_ref(),
-                supervisor,
-            );
+            service.run(supervisor);
         }
         Err(error) => {
             use core::fmt::Write;
@@ -125,14 +125,7 @@ fn main(env: Env) {
     }
 }
 
-struct Started {
-    shared: &'static Shared,
-    ring: GuestRing,
-    console_port: u32,
-    attached: Option<sdk::console::Attached>,
-}
-
-fn start(env: &Env) -> Result<Started, StartError> {
+fn start(env: &Env) -> Result<Service, StartError> {
     let guest = env.guest.as_ref().ok_or(StartError::NoGuest)?;
     let built = guest.built.ok_or(StartError::NoGuest)?;
     if env.machine.features & feature::VIRTUALISATION == 0 {
@@ -175,8 +168,21 @@ fn start(env: &Env) -> Result<Started, StartError> {
     let mut domain = Domain::new(config, &ram).map_err(StartError::Domain)?;
     let console_port = domain
         .alloc_service_port(env::CONSOLE)
-        .map_err(StartError::ConsolePort)?;
-    domain.set_service_ports(0, console_port);
+        .map_err(StartError::Port)?;
+    let store_port = domain
+        .alloc_service_port(env::STORE)
+        .map_err(StartError::Port)?;
+    domain.set_service_ports(store_port, console_port);
+    let facts = Facts {
+        domain: DOMID,
+        name: &guest.name,
+        vcpus,
+        memory_kib: guest.memory_bytes / 1024,
+        console: (layout::CONSOLE_GFN, console_port),
+        store: (layout::STORE_GFN, store_port),
+    };
+    let store =
+        StoreRing::new(layout::STORE_GFN * layout::PAGE, &facts).map_err(StartError::Store)?;
     let service = env.notification();
     let mut mailboxes = Vec::new();
     for index in 0..vcpus {
@@ -208,13 +214,14 @@ fn start(env: &Env) -> Result<Started, StartError> {
         None => None,
     };
     start_vcpus(env, guest, &built, shared, space)?;
-    Ok(Started {
+    let ring = GuestRing {
+        address: layout::CONSOLE_GFN * layout::PAGE,
+    };
+    Ok(Service {
         shared,
-        ring: GuestRing {
-            address: layout::CONSOLE_GFN * layout::PAGE,
-        },
-        console_port,
+        console: (ring, console_port),
         attached,
+        store: (store, store_port),
     })
 }
 
@@ -248,7 +255,7 @@ fn configuration(machine: &Machine, guest: &GuestStart, ram: &Ram, vcpus: u32) -
         },
         tsc_at_start: now,
         wallclock_at_start: u64::try_from(wallclock).unwrap_or(u64::MAX),
-        store_gfn: 0,
+        store_gfn: layout::STORE_GFN,
         console_gfn: layout::CONSOLE_GFN,
         callback_lines: false,
         rdtscp: false,

@@ -1,5 +1,5 @@
 //! The service thread: carries bytes between the guest's console ring and the console component,
-//! and tells root when the domain stops. It runs when its notification has bits, otherwise not.
+//! serves the guest's xenstore, and tells root when the domain stops. It runs when its notification has bits, otherwise not.
 
 use core::fmt::Write;
 
@@ -12,6 +12,7 @@ use crate::console::GuestRing;
 use crate::env::{Effects, NOBODY};
 use crate::shared::{Shared, service};
 use crate::stop::Reason;
+use crate::store::StoreRing;
 
 /// Attaches the guest to the console component.
 pub fn attach(
@@ -25,40 +26,55 @@ pub fn attach(
     console::attach(transport, guest, ClientKind::Guest, wake)
 }
 
-/// Serves until the domain stops. `port` is the guest's event channel of its console.
-pub fn run(
-    shared: &'static Shared,
-    ring: &GuestRing,
-    port: u32,
-    attached: Option<&Attached>,
-    supervisor: EndpointTransport,
-) {
-    let mut writer = attached.map(|attached| attached.page.output.writer());
-    let mut reader = attached.map(|attached| attached.page.input.reader());
-    loop {
-        let bits = match shared.service.wait(FOREVER) {
-            Ok(bits) => bits,
-            Err(status) => {
-                log::error!("service thread cannot wait: {status:?}");
+/// What the service thread serves.
+pub struct Service {
+    /// What all threads share.
+    pub shared: &'static Shared,
+    /// The guest's console ring and its event channel.
+    pub console: (GuestRing, u32),
+    /// Where the console comes out, if anywhere.
+    pub attached: Option<Attached>,
+    /// The guest's store and its event channel.
+    pub store: (StoreRing, u32),
+}
+
+impl Service {
+    /// Serves until the domain stops.
+    pub fn run(&mut self, supervisor: EndpointTransport) {
+        let shared = self.shared;
+        let page = self.attached.as_ref().map(|attached| attached.page);
+        let mut writer = page.map(|page| page.output.writer());
+        let mut reader = page.map(|page| page.input.reader());
+        loop {
+            let bits = match shared.service.wait(FOREVER) {
+                Ok(bits) => bits,
+                Err(status) => {
+                    log::error!("service thread cannot wait: {status:?}");
+                    return;
+                }
+            };
+            let (ring, port) = &self.console;
+            if let (Some(attached), Some(writer), Some(reader)) =
+                (&self.attached, writer.as_mut(), reader.as_mut())
+            {
+                // A ring page that the guest took out of its memory carries nothing.
+                let out = ring.output(&shared.ram, writer).unwrap_or(false);
+                let input = ring.input(&shared.ram, reader).unwrap_or(false);
+                if out || input {
+                    let _ = attached.peer.signal(1);
+                    notify_guest(shared, *port);
+                }
+            }
+            if bits & service::GUEST_STORE != 0 && self.store.0.serve(&shared.ram).unwrap_or(false)
+            {
+                notify_guest(shared, self.store.1);
+            }
+            if bits & service::STOPPED != 0
+                && let Some(reason) = shared.stop.reason()
+            {
+                report(shared, reason, supervisor);
                 return;
             }
-        };
-        if let (Some(attached), Some(writer), Some(reader)) =
-            (attached, writer.as_mut(), reader.as_mut())
-        {
-            // A ring page that the guest took out of its memory carries nothing.
-            let out = ring.output(&shared.ram, writer).unwrap_or(false);
-            let input = ring.input(&shared.ram, reader).unwrap_or(false);
-            if out || input {
-                let _ = attached.peer.signal(1);
-                notify_guest(shared, port);
-            }
-        }
-        if bits & service::STOPPED != 0
-            && let Some(reason) = shared.stop.reason()
-        {
-            report(shared, reason, supervisor);
-            return;
         }
     }
 }

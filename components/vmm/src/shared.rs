@@ -131,6 +131,8 @@ pub mod service {
     pub const GUEST_CONSOLE: u64 = 1 << 1;
     /// The domain stopped.
     pub const STOPPED: u64 = 1 << 2;
+    /// The guest sent an event for its xenstore ring.
+    pub const GUEST_STORE: u64 = 1 << 3;
 }
 
 impl Shared {

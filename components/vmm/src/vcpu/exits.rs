@@ -3,6 +3,7 @@
 use sdk::abi::thread::Registers;
 use sdk::abi::vcpu::{Exit, group};
 use sdk::field;
+use sdk::time;
 use x86_platform::cpuid::{Context, Cpuid, Needs};
 use x86_platform::decode::Fixed;
 use x86_platform::execute::{Linear, Progress};
@@ -18,6 +19,8 @@ use super::{Activity, Handled, Interruption, Vcpu};
 
 /// Port of Xen's debug console for guests (`XEN_HVM_DEBUGCONS_IOPORT`).
 const DEBUG_CONSOLE: u16 = 0xe9;
+/// How long SCHEDOP_yield gives up the CPU.
+const YIELD_MICROSECONDS: u64 = 20;
 /// RFLAGS.VM.
 const VM86: u64 = 1 << 17;
 /// First and last of Xen's CPUID leaves.
@@ -274,8 +277,9 @@ impl Vcpu {
         match outcome.next {
             Next::Continue | Next::Restart(_) => Ok(()),
             Next::Yield => {
-                // Lets others of this priority have the CPU: a wait that has passed already.
-                let _ = sdk::time::sleep_until(sdk::abi::NOW);
+                // Others get the CPU for a while; one that only waits for its service yields again.
+                let until = time::now().saturating_add(time::microseconds(YIELD_MICROSECONDS));
+                let _ = time::sleep_until(until);
                 Ok(())
             }
             Next::Block => {
