@@ -3,7 +3,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`host`], [`boot`], [`guests`], [`size`], [`bench`] | the groups |
+//! | [`host`], [`boot`], [`guests`], [`size`], [`mod@bench`] | the groups |
 //! | [`session`] | a machine under test: type, wait, transcript |
 //! | [`machines`] | images, each built once |
 //! | [`report`] | claims, summary, skips |

@@ -33,7 +33,7 @@
 //! # What is where
 //! [`startup`] the start contract with root; [`caps`] system calls by kind of capability;
 //! [`ipc`] clients and servers; [`memory`] mapping; [`vcpu`] state pages; [`thread`], [`time`],
-//! [`port`], [`logging`], [`console`], [`sync`], [`slots`], [`panic`].
+//! [`port`], [`logging`], [`console`], [`sync`], [`slots`], [`mod@panic`].
 //!
 //! On a host the crate builds too, for tests of logic; every system call then fails.
 #![no_std]

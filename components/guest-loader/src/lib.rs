@@ -10,7 +10,7 @@
 //! - [`bzimage`], [`payload`]: finding and unpacking the payload of a Linux boot image;
 //! - [`kernel`]: ELF segments and notes;
 //! - [`acpi`], [`start_info`]: the tables that a PVH guest finds;
-//! - [`load`]: all of it together.
+//! - [`mod@load`]: all of it together.
 #![no_std]
 #![forbid(unsafe_code)]
 
