@@ -49,19 +49,7 @@ pub fn sleep_until(deadline: u64) -> Result<(), Status> {
     }
 }
 
-/// Lets other threads run for a while, for locks. Only sleeps if this thread has slept before
-/// (making a notification needs the slot lock, which may be the one that is waited for).
-pub(crate) fn pause(count: u64) {
-    let slot = local::sleep_slot();
-    if slot == 0 {
-        core::hint::spin_loop();
-        return;
-    }
-    let deadline = now().saturating_add(microseconds(count));
-    let _ = Cap::<Notification>::new(slot).wait(deadline);
-}
-
-/// Gives the running thread its sleep notification early, so that [`pause`] can sleep.
+/// Gives the running thread its sleep notification early, so that it can block on a lock.
 pub(crate) fn prepare() {
     if local::sleep_slot() == 0
         && let Ok(notification) = memory::own().retype::<Notification>(0)
