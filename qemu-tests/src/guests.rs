@@ -294,11 +294,11 @@ fn neighbours(machines: &mut Machines, report: &mut Report) {
         })
         .and_then(|(image, machine)| {
             let mut session = machines.boot(&title, &image, &machine)?;
+            for says in harm.says {
+                session.saw(says, 90)?;
+            }
             session.expect("grub>", PROMPT).context("the neighbour")?;
             takes_a_command(&mut session).context("the neighbour")?;
-            for says in harm.says {
-                session.saw(says, 30)?;
-            }
             Ok(())
         });
         report.claim(harm.name, || outcome);

@@ -1,0 +1,190 @@
+//! `check` reports every mistake at once, each with its line and advice.
+
+use std::path::Path;
+
+use image_builder::problem::Problems;
+use image_builder::rules::{Packages, Wishes, judge};
+use image_builder::{manifest, read};
+use proptest::prelude::*;
+
+fn packages() -> Packages {
+    let mut packages = Packages::new();
+    for name in ["root", "builder", "vmm", "bench"] {
+        packages.insert(name.into(), Wishes::default());
+    }
+    let console = Wishes {
+        needs: vec!["supervisor".into()],
+        serves: vec!["console".into()],
+        ports: vec![(0x3f8, 8)],
+        interrupts: vec![4],
+    };
+    packages.insert("console".into(), console);
+    packages
+}
+
+fn problems(text: &str) -> Problems {
+    let (description, mut problems) = read::text(Path::new("system.toml"), text.into());
+    judge(&description, &packages(), &mut problems);
+    problems
+}
+
+/// The messages with their lines.
+fn messages(text: &str) -> Vec<(usize, String)> {
+    let problems = problems(text);
+    problems
+        .list()
+        .iter()
+        .map(|p| (p.line, format!("{} | {}", p.message, p.advice)))
+        .collect()
+}
+
+/// Asserts one message at `line` that contains all of `words`.
+fn says(text: &str, line: usize, words: &[&str]) {
+    let all = messages(text);
+    let found = all
+        .iter()
+        .any(|(at, message)| *at == line && words.iter().all(|word| message.contains(word)));
+    assert!(
+        found,
+        "no message at line {line} with {words:?} in {all:#?}"
+    );
+}
+
+const GUEST: &str = "[[guest]]\nname = \"linux\"\nkernel = \"debian:linux-image-amd64\"\n";
+
+#[test]
+fn one_guest_is_a_whole_system() {
+    assert_eq!(messages(GUEST), []);
+    let (description, _) = read::text(Path::new("system.toml"), GUEST.into());
+    let manifest = manifest::manifest(&description);
+    let names: Vec<&str> = manifest
+        .components
+        .iter()
+        .map(|c| c.name.as_str())
+        .collect();
+    assert_eq!(names, ["console", "builder", "vmm"]);
+    let console = manifest.component("console").unwrap();
+    assert_eq!((console.ports[0].first, console.ports[0].count), (0x3f8, 8));
+    let vmm = manifest.component("vmm").unwrap();
+    let servers: Vec<&str> = vmm.needs.iter().map(|n| n.server.as_str()).collect();
+    assert_eq!(servers, ["root", "console"]);
+    assert_eq!(manifest.guests[0].vcpus, [0]);
+}
+
+#[test]
+fn every_mistake_is_reported_at_once() {
+    let text = "[system]\ncpus = 2\nmemroy = \"1G\"\n[[guest]]\nname = \"Linux\"\nkernal = \"x\"\nkernel = \"nowhere\"\n\
+                cpus = [0, 7]\nmemory = \"3M\"\n";
+    says(text, 3, &["unknown key `memroy`", "did you mean `memory`"]);
+    says(text, 5, &["name \"Linux\" cannot be used"]);
+    says(text, 6, &["unknown key `kernal`", "did you mean `kernel`"]);
+    says(text, 7, &["there is no file", "nowhere"]);
+    says(text, 8, &["CPU 7 is not there", "cpus = 8"]);
+    says(text, 9, &["3 MiB", "4M"]);
+    assert_eq!(messages(text).len(), 6);
+}
+
+#[test]
+fn a_guest_larger_than_the_machine_is_refused() {
+    says(
+        &format!("{GUEST}memory = \"4G\"\n"),
+        4,
+        &["larger than the machine", "4096 MiB", "under [system]"],
+    );
+}
+
+#[test]
+fn a_component_without_a_right_it_needs_is_told_which() {
+    let text = format!("{GUEST}[[component]]\nname = \"console\"\nports = []\nneeds = []\n");
+    says(
+        &text,
+        4,
+        &[
+            "component console lacks a right",
+            "ports 0x3f8 to 0x3ff",
+            "add \"0x3f8+8\" to `ports`",
+        ],
+    );
+    says(
+        &text,
+        4,
+        &[
+            "to call supervisor",
+            "add \"supervisor\" to `needs` of component console",
+        ],
+    );
+}
+
+#[test]
+fn names_are_unique() {
+    let text = format!(
+        "{GUEST}{GUEST}[[component]]\nname = \"vmm\"\n[[component]]\nname = \"vmm\"\nper-guest = true\n"
+    );
+    says(&text, 5, &["two guests are called \"linux\""]);
+    says(&text, 10, &["two components are called \"vmm\""]);
+}
+
+#[test]
+fn wires_lead_to_servers() {
+    let text = format!(
+        "{GUEST}[[component]]\nname = \"bench\"\nneeds = [\"consol\", {{ interface = \"bench\", server = \"vmm\" }}]\n"
+    );
+    says(
+        &text,
+        6,
+        &["nothing serves consol", "did you mean \"console\""],
+    );
+    says(&text, 6, &["vmm does not serve bench"]);
+}
+
+#[test]
+fn a_guest_without_a_kernel_is_told_how_to_get_one() {
+    says(
+        "[[guest]]\nname = \"a\"\n",
+        1,
+        &["no kernel", "debian:linux-image-amd64"],
+    );
+}
+
+#[test]
+fn a_broken_file_is_reported_with_its_line() {
+    let problems = problems("[system]\ncpus = = 2\n");
+    assert!(problems.list().iter().any(|p| p.line == 2), "{problems}");
+}
+
+#[test]
+fn the_examples_are_right() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for file in [
+        "examples/linux.toml",
+        "../qemu-tests/systems/linux.toml",
+        "../qemu-tests/systems/grub.toml",
+    ] {
+        let (description, mut problems) = read::file(&folder.join(file)).unwrap();
+        judge(&description, &packages(), &mut problems);
+        assert!(problems.list().is_empty(), "{problems}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn any_text_is_judged_without_panic(text in "[\\[\\]a-z0-9=\"\n{}., #:+-]{0,200}") {
+        problems(&text);
+    }
+
+    #[test]
+    fn any_value_of_a_known_key_is_judged_without_panic(
+        key in prop_oneof![
+            Just("name"), Just("kernel"), Just("memory"), Just("vcpus"), Just("cpus"), Just("ports"),
+            Just("needs"), Just("interrupts"), Just("threads"), Just("cpu"), Just("priority"),
+        ],
+        value in prop_oneof![
+            Just("1".to_owned()), Just("-1".to_owned()), Just("99999999999999999999".to_owned()),
+            Just("[]".to_owned()), Just("[[1]]".to_owned()), Just("{ interface = 1 }".to_owned()),
+            Just("1.5".to_owned()), Just("true".to_owned()), "\"[ -!#-\\[\\]-~]{0,20}\"", Just("[\"0xffff+9\", 3]".to_owned()),
+        ],
+    ) {
+        problems(&format!("[[guest]]\n{key} = {value}\n[[component]]\n{key} = {value}\n"));
+    }
+}
