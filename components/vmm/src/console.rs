@@ -146,3 +146,6 @@ impl Lines {
         self.line.clear();
     }
 }
+
+#[cfg(test)]
+mod tests;

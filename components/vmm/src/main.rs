@@ -5,303 +5,31 @@
 //! Started by root, one instance per guest, after the guest's builder has finished. It holds that
 //! guest's memory and vCPUs and the wires that the manifest gives it, nothing else: whatever the
 //! guest does to it stays in here. It must never trust a value that the guest can write, and
-//! nothing the guest does may end in a panic.
-#![no_std]
-#![no_main]
+//! nothing the guest does may end in a panic. What needs no core is in the library `vmm_guest`.
+#![cfg_attr(target_os = "none", no_std, no_main)]
 
+#[cfg(target_os = "none")]
 extern crate alloc;
 
-mod console;
+#[cfg(target_os = "none")]
 mod env;
+#[cfg(target_os = "none")]
 mod map;
-mod ram;
+#[cfg(target_os = "none")]
+mod run;
+#[cfg(target_os = "none")]
 mod service;
+#[cfg(target_os = "none")]
 mod shared;
+#[cfg(target_os = "none")]
 mod stop;
-mod store;
+#[cfg(target_os = "none")]
 mod vcpu;
 
-use alloc::boxed::Box;
-use alloc::vec::Vec;
+#[cfg(target_os = "none")]
+sdk::entry!(run::main);
 
-use guest_loader::layout;
-use idl::builder::Built;
-use sdk::abi::boot::feature;
-use sdk::memory;
-use sdk::prelude::*;
-use sdk::startup::Machine;
-use sdk::sync::Mutex;
-use x86_platform::apic::{Mode as ApicMode, Route};
-use xen_abi::{Config, Domain, MapEntry, TscMode, Vendor};
-
-use console::{GuestRing, Lines};
-use map::GuestMap;
-use ram::Ram;
-use service::Service;
-use shared::{Mailbox, Shared};
-use stop::Stop;
-use store::{Facts, StoreRing};
-use vcpu::Vcpu;
-
-sdk::entry!(main);
-
-/// Grant-table frames that a guest may have: 32 of 512 grants each, Xen's default is 64.
-const GRANT_FRAMES: u32 = 32;
-/// Special frames of the Xen ABI: shared info, then the grant table.
-const XEN_FRAMES: u32 = 1 + GRANT_FRAMES;
-/// All special frames: then the console and xenstore rings' pages.
-const SPECIAL_FRAMES: u32 = XEN_FRAMES + layout::SPECIAL_PAGES as u32;
-/// A domain's id; a name that nothing depends on.
-const DOMID: u16 = 1;
-/// Bits of guest-physical addresses.
-const PHYSICAL_BITS: u8 = 40;
-
-/// Why a guest cannot be started.
-enum StartError {
-    /// Root gave no guest, or one that was not built.
-    NoGuest,
-    /// This machine cannot run guests.
-    NoVirtualisation,
-    /// The core refused: what, and its answer.
-    Core(&'static str, Status),
-    /// A ring's page could not be mapped.
-    Map(xen_abi::MapError),
-    /// The Xen ABI refused the configuration.
-    Domain(xen_abi::ConfigError),
-    /// The console did not take the guest.
-    Console(sdk::console::AttachError),
-    /// The guest's store could not be filled.
-    Store(xenstore::Errno),
-    /// No event channel for console or store.
-    Port(xen_abi::Errno),
-}
-
-impl core::fmt::Display for StartError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            StartError::NoGuest => write!(f, "root gave no guest that was built"),
-            StartError::NoVirtualisation => write!(
-                f,
-                "this machine has no SVM with nested paging (or it is off in the firmware)"
-            ),
-            StartError::Core(what, Status::NoMemory) => write!(
-                f,
-                "no memory for {what}: raise `memory` of the vmm component in system.toml"
-            ),
-            StartError::Core(what, status) => write!(f, "{what}: {status:?}"),
-            StartError::Map(error) => write!(f, "ring pages not mapped: {error:?}"),
-            StartError::Domain(error) => write!(f, "not a domain that Xen has: {error:?}"),
-            StartError::Console(error) => write!(f, "no console: {error:?}"),
-            StartError::Store(error) => write!(f, "store not filled: {error:?}"),
-            StartError::Port(error) => write!(f, "no event channel: {error:?}"),
-        }
-    }
-}
-
-fn core_error(what: &'static str) -> impl FnOnce(Status) -> StartError {
-    move |status| StartError::Core(what, status)
-}
-
-fn main(env: Env) {
-    let supervisor = env.transport("supervisor");
-    match start(&env) {
-        Ok(mut service) => {
-            if let Ok(client) = SupervisorClient::connect(supervisor)
-                && let Err(error) = client.ready()
-            {
-                log::warn!("root did not hear that the guest runs: {error:?}");
-            }
-            service.run(supervisor);
-        }
-        Err(error) => {
-            use core::fmt::Write;
-            let mut detail = idl::supervisor::Detail::new();
-            let _ = write!(detail, "guest not started: {error}");
-            log::error!("{detail}");
-            if let Ok(client) = SupervisorClient::connect(supervisor) {
-                let _ = client.failed(detail);
-            }
-        }
-    }
-}
-
-fn start(env: &Env) -> Result<Service, StartError> {
-    let guest = env.guest.as_ref().ok_or(StartError::NoGuest)?;
-    let built = guest.built.ok_or(StartError::NoGuest)?;
-    if env.machine.features & feature::VIRTUALISATION == 0 {
-        return Err(StartError::NoVirtualisation);
-    }
-    let own = memory::own();
-    let special = memory::allocate(SPECIAL_FRAMES).map_err(core_error("special frames"))?;
-    // The guest's space maps copies: the originals are mapped here.
-    let mut special_copies = Vec::new();
-    for index in 0..special.count {
-        let frame = Cap::<cap::Frame>::new(special.frames.slot() + index);
-        special_copies.push(
-            frame
-                .copy(Rights::ALL)
-                .map_err(core_error("special frames"))?,
-        );
-    }
-    // SAFETY: root mapped the guest's memory there, readable and writable, for as long as this
-    // component lives; `allocate` mapped the special frames and gave their address to us alone.
-    let ram = unsafe {
-        Ram::new(
-            guest.memory_address,
-            guest.memory_bytes,
-            special.address,
-            special.count.into(),
-        )
-    };
-    let space = own
-        .address_space(SpaceKind::Guest)
-        .map_err(core_error("guest address space"))?;
-    let mut map =
-        GuestMap::new(space, guest.frames(), special_copies).map_err(core_error("guest memory"))?;
-    for page in 0..layout::SPECIAL_PAGES {
-        let gfn = layout::SPECIAL_START / layout::PAGE + page;
-        map.map_frame(&ram, u64::from(XEN_FRAMES) + page, gfn)
-            .map_err(StartError::Map)?;
-    }
-    let vcpus = guest.vcpu_threads.len() as u32;
-    let config = configuration(&env.machine, guest, &ram, vcpus);
-    let mut domain = Domain::new(config, &ram).map_err(StartError::Domain)?;
-    let console_port = domain
-        .alloc_service_port(env::CONSOLE)
-        .map_err(StartError::Port)?;
-    let store_port = domain
-        .alloc_service_port(env::STORE)
-        .map_err(StartError::Port)?;
-    domain.set_service_ports(store_port, console_port);
-    let facts = Facts {
-        domain: DOMID,
-        name: &guest.name,
-        vcpus,
-        memory_kib: guest.memory_bytes / 1024,
-        console: (layout::CONSOLE_GFN, console_port),
-        store: (layout::STORE_GFN, store_port),
-    };
-    let store =
-        StoreRing::new(layout::STORE_GFN * layout::PAGE, &facts).map_err(StartError::Store)?;
-    let service = env.notification();
-    let mut mailboxes = Vec::new();
-    for index in 0..vcpus {
-        let wake: Cap<cap::Notification> = own.retype(0).map_err(core_error("notification"))?;
-        let route = Route::new(layout::apic_id(index), ApicMode::XApic, 0, 0, u32::MAX);
-        mailboxes.push(Mailbox::new(wake, route));
-    }
-    let shared: &'static Shared = Box::leak(Box::new(Shared {
-        ram,
-        map: Mutex::new(map),
-        domain: Mutex::new(domain),
-        mailboxes: mailboxes.into_boxed_slice(),
-        initial: (0..vcpus).map(|_| Mutex::new(None)).collect(),
-        stop: Stop::new(),
-        service,
-        lines: Mutex::new(Lines::new()),
-        vendor: if env.machine.features & feature::SVM != 0 {
-            Vendor::Amd
-        } else {
-            Vendor::Intel
-        },
-        tsc_khz: env.machine.tsc_khz,
-    }));
-    let attached = match env.wire("console") {
-        Some(endpoint) => Some(
-            service::attach(EndpointTransport(endpoint), &guest.name, service)
-                .map_err(StartError::Console)?,
-        ),
-        None => None,
-    };
-    start_vcpus(env, guest, &built, shared, space)?;
-    let ring = GuestRing {
-        address: layout::CONSOLE_GFN * layout::PAGE,
-    };
-    Ok(Service {
-        shared,
-        console: (ring, console_port),
-        attached,
-        store: (store, store_port),
-    })
-}
-
-/// The domain as the Xen ABI sees it.
-fn configuration(machine: &Machine, guest: &GuestStart, ram: &Ram, vcpus: u32) -> Config {
-    let pages = guest.memory_bytes / layout::PAGE;
-    let now = sdk::time::now();
-    let khz = machine.tsc_khz.max(1);
-    let since = now.saturating_sub(machine.wall_tsc);
-    let wallclock = u128::from(machine.wall_seconds) * 1_000_000_000
-        + u128::from(since) * 1_000_000 / u128::from(khz);
-    Config {
-        domid: DOMID,
-        vcpus,
-        pages,
-        max_pages: pages,
-        max_gfn: ram.end() / layout::PAGE - 1,
-        physical_address_bits: PHYSICAL_BITS,
-        memory_map: layout::memory_map(guest.memory_bytes)
-            .iter()
-            .map(|entry| MapEntry {
-                address: entry.start,
-                size: entry.bytes,
-                kind: entry.kind as u32,
-            })
-            .collect(),
-        grant_frames: GRANT_FRAMES,
-        tsc: TscMode {
-            khz: u32::try_from(khz).unwrap_or(u32::MAX),
-            stable: machine.features & feature::INVARIANT_TSC != 0,
-        },
-        tsc_at_start: now,
-        wallclock_at_start: u64::try_from(wallclock).unwrap_or(u64::MAX),
-        store_gfn: layout::STORE_GFN,
-        console_gfn: layout::CONSOLE_GFN,
-        callback_lines: false,
-        rdtscp: false,
-        uuid: [0; 16],
-    }
-}
-
-/// Makes the vCPUs and lets their threads run. The first one starts in the kernel, the others
-/// wait to be started by it.
-fn start_vcpus(
-    env: &Env,
-    guest: &GuestStart,
-    built: &Built,
-    shared: &'static Shared,
-    space: Cap<cap::AddressSpace>,
-) -> Result<(), StartError> {
-    let invariant = env.machine.features & feature::INVARIANT_TSC != 0;
-    let built = *built;
-    for (index, right) in guest.vcpu_threads.iter().enumerate() {
-        let cap: Cap<cap::Vcpu> = memory::own().retype(0).map_err(core_error("vCPU"))?;
-        cap.configure(space).map_err(core_error("vCPU"))?;
-        let index = index as u32;
-        if let Some(mailbox) = shared.mailboxes.get(index as usize) {
-            mailbox
-                .wake
-                .bind_run(cap)
-                .map_err(core_error("vCPU notification"))?;
-        }
-        let work = move |_thread| {
-            let apic_id = layout::apic_id(index);
-            match Vcpu::new(index, apic_id, shared, cap, invariant) {
-                Ok(mut vcpu) => {
-                    if index == 0 {
-                        vcpu.start_pvh(built.entry, built.start_info);
-                    }
-                    vcpu.run();
-                }
-                Err(status) => shared.stop(stop::Reason::Unsupported {
-                    vcpu: index,
-                    rip: 0,
-                    what: "vCPU not made",
-                    word: status as u64,
-                }),
-            }
-        };
-        sdk::thread::spawn(*right, work).map_err(core_error("vCPU thread"))?;
-    }
-    Ok(())
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("vmm runs on the microvisor only");
 }

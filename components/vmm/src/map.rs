@@ -15,7 +15,7 @@ use xen_abi::{MapError, SpecialFrame};
 
 use guest_loader::layout::{HIGH_START, LOW_END};
 
-use crate::ram::Ram;
+use vmm_guest::ram::Ram;
 
 const PAGE: u64 = 4096;
 /// 4 KiB frames in one of 2 MiB.

@@ -3,7 +3,7 @@
 //!
 //! The guest and all vCPU threads use it at the same time, so every access is atomic or a copy by
 //! atomic pieces; there is never a reference to guest memory. Which guest frames are RAM just now
-//! is a bitmap that [`crate::map::GuestMap`] changes. This is the only file of the VMM that turns
+//! is a bitmap that the VMM's `map` changes. This is the only file of the VMM that turns
 //! a guest's numbers into addresses.
 
 use alloc::boxed::Box;
@@ -342,3 +342,6 @@ impl x86_platform::memory::GuestMemory for Ram {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,11 +8,11 @@ use idl::supervisor::Detail;
 use sdk::console::{self, Attached};
 use sdk::prelude::*;
 
-use crate::console::GuestRing;
 use crate::env::{Effects, NOBODY};
 use crate::shared::{Shared, service};
 use crate::stop::Reason;
-use crate::store::StoreRing;
+use vmm_guest::console::GuestRing;
+use vmm_guest::store::StoreRing;
 
 /// Attaches the guest to the console component.
 pub fn attach(

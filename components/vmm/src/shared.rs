@@ -1,8 +1,7 @@
 //! What the threads of a VMM share: the Xen domain, the guest's memory, and a mailbox per vCPU.
 //!
-//! Locks: `domain`, then `map`; never the other way round. Both are the sdk's mutexes, which spin
-//! briefly and then sleep, because the service thread may run on a vCPU's CPU with another
-//! priority. Mailboxes take no lock, so that an interrupt between vCPUs never waits for a
+//! Locks: `domain`, then `map`; never the other way round. Both are the sdk's mutexes, which block
+//! their waiters, because the service thread runs on a vCPU's CPU with another priority. Mailboxes take no lock, so that an interrupt between vCPUs never waits for a
 //! hypercall.
 
 use alloc::boxed::Box;
@@ -14,8 +13,8 @@ use x86_platform::apic::{Delivery, Ipi, Route};
 use xen_abi::{Domain, VcpuStart};
 
 use crate::map::GuestMap;
-use crate::ram::Ram;
 use crate::stop::Stop;
+use vmm_guest::ram::Ram;
 
 /// Bits of [`Mailbox::flags`]: what a vCPU's thread has to look at.
 pub mod flag {
@@ -116,7 +115,7 @@ pub struct Shared {
     /// The service thread's notification.
     pub service: Cap<cap::Notification>,
     /// Lines of the guest that go to the log.
-    pub lines: Mutex<crate::console::Lines>,
+    pub lines: Mutex<vmm_guest::console::Lines>,
     /// Which instruction this CPU's guests call with.
     pub vendor: xen_abi::Vendor,
     /// A guest TSC of this many ticks per millisecond.

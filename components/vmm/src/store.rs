@@ -179,3 +179,6 @@ impl StoreRing {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests;

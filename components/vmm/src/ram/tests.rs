@@ -1,0 +1,104 @@
+use super::*;
+use proptest::prelude::*;
+use std::vec;
+use std::vec::Vec;
+use x86_platform::memory::GuestMemory as _;
+use xen_abi::GuestMemory as _;
+
+/// Memory that outlives its `Ram`, in words so that it is aligned.
+fn ram(bytes: u64, special: u64) -> Ram {
+    let words = |bytes: u64| Vec::leak(vec![0u64; (bytes / 8) as usize]).as_mut_ptr() as u64;
+    // SAFETY: both are leaked, and nothing else uses them.
+    unsafe { Ram::new(words(bytes), bytes, words(special * PAGE), special) }
+}
+
+#[test]
+fn accesses_cross_pages_and_stop_at_the_end() {
+    let ram = ram(0x4000, 1);
+    xen_abi::GuestMemory::write(&ram, 0xffd, b"abcdef").unwrap();
+    let mut out = [0; 6];
+    xen_abi::GuestMemory::read(&ram, 0xffd, &mut out).unwrap();
+    assert_eq!(&out, b"abcdef");
+    assert!(xen_abi::GuestMemory::write(&ram, 0x3ffd, b"abcd").is_err());
+    assert!(xen_abi::GuestMemory::read(&ram, u64::MAX - 1, &mut out).is_err());
+    assert!(ram.fetch_or_u32(2, 1).is_err(), "not aligned");
+    assert!(ram.read_u64(0x3ffc).is_err());
+}
+
+#[test]
+fn a_page_taken_out_is_gone_and_comes_back() {
+    let ram = ram(0x4000, 1);
+    ram.set_plain(1, false);
+    assert!(ram.write_u32(0x1000, 1).is_err());
+    assert!(ram.write_u32(0x2000, 1).is_ok());
+    let mut out = [0; 8];
+    assert!(xen_abi::GuestMemory::read(&ram, 0xffc, &mut out).is_err());
+    ram.set_plain(1, true);
+    assert!(ram.write_u32(0x1000, 1).is_ok());
+    ram.set_plain(4, true);
+    assert!(!ram.is_plain(4), "no RAM belongs there");
+    ram.clear(1);
+    assert_eq!(xen_abi::GuestMemory::read_u32(&ram, 0x1000), Ok(0));
+}
+
+#[test]
+fn special_frames_are_reached_by_both_addresses() {
+    let ram = ram(0x4000, 2);
+    let at = SpecialFrame::GrantTable(0).address();
+    ram.write_u32(at + 8, 7).unwrap();
+    assert!(xen_abi::GuestMemory::read_u32(&ram, 0x10_0008).is_err());
+    ram.set_special(1, Some(0x100));
+    assert_eq!(xen_abi::GuestMemory::read_u32(&ram, 0x10_0008), Ok(7));
+    assert_eq!(
+        (ram.special_of(0x100), ram.special_at(1)),
+        (Some(1), Some(0x100))
+    );
+    ram.set_special(1, None);
+    assert!(xen_abi::GuestMemory::read_u32(&ram, 0x10_0008).is_err());
+    assert!(ram.write_u32(at + PAGE, 1).is_err(), "no third frame");
+}
+
+#[test]
+fn the_hole_below_4_gib_belongs_to_nobody() {
+    // Never touched beyond the bitmap: the addresses are only computed.
+    // SAFETY: no memory is accessed.
+    let ram = unsafe { Ram::new(0x1000, LOW_END + 0x20_0000, 0x1000, 0) };
+    assert_eq!(ram.end(), HIGH_START + 0x20_0000);
+    for (address, backed) in [
+        (LOW_END - PAGE, true),
+        (LOW_END, false),
+        (0xfee0_0000, false),
+        (HIGH_START - PAGE, false),
+        (HIGH_START, true),
+        (HIGH_START + 0x1f_f000, true),
+        (HIGH_START + 0x20_0000, false),
+    ] {
+        assert_eq!(ram.belongs(address / PAGE), backed, "{address:#x}");
+        assert_eq!(ram.is_plain(address / PAGE), backed, "{address:#x}");
+    }
+    assert_eq!(ram.place(HIGH_START + 5, 1), Ok(0x1000 + LOW_END + 5));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn behaves_like_a_vector(
+        accesses in prop::collection::vec((0u64..0x3100, prop::collection::vec(any::<u8>(), 0..5000)), 1..20)
+    ) {
+        let ram = ram(0x3000, 0);
+        let mut model = vec![0u8; 0x3000];
+        for (address, bytes) in &accesses {
+            let range = *address as usize..*address as usize + bytes.len();
+            let place = model.get_mut(range);
+            // An empty access has no address to be wrong about.
+            let fits = place.is_some() || bytes.is_empty();
+            prop_assert_eq!(xen_abi::GuestMemory::write(&ram, *address, bytes).is_ok(), fits);
+            if let Some(place) = place {
+                place.copy_from_slice(bytes);
+            }
+        }
+        let mut out = vec![0; 0x3000];
+        xen_abi::GuestMemory::read(&ram, 0, &mut out).unwrap();
+        prop_assert_eq!(out, model);
+    }
+}
