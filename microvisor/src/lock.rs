@@ -2,7 +2,7 @@
 
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Data that the boot CPU sets before other CPUs run, and that is only read afterwards.
 pub struct Once<T>(UnsafeCell<T>);
@@ -33,15 +33,19 @@ impl<T> Once<T> {
     }
 }
 
-/// A ticket lock. A CPU that waits for it answers flush requests meanwhile, because the holder may
+/// A spin lock. A CPU that waits for it answers flush requests meanwhile, because the holder may
 /// be waiting for exactly that.
+///
+/// It is not fair, on purpose: under an emulator or another hypervisor a CPU may be stopped for
+/// milliseconds at any instruction. A queue would hand the lock to a stopped CPU and make all
+/// others wait for it, again and again; here only a stopped *holder* is waited for, and the
+/// sections are short.
 pub struct KernelLock<T> {
-    next: AtomicU32,
-    serving: AtomicU32,
+    held: AtomicBool,
     data: UnsafeCell<T>,
 }
 
-// SAFETY: access to `data` is exclusive, by the ticket.
+// SAFETY: access to `data` is exclusive, by `held`.
 unsafe impl<T: Send> Sync for KernelLock<T> {}
 
 /// Exclusive access.
@@ -51,21 +55,27 @@ impl<T> KernelLock<T> {
     /// An open lock.
     pub const fn new(data: T) -> Self {
         KernelLock {
-            next: AtomicU32::new(0),
-            serving: AtomicU32::new(0),
+            held: AtomicBool::new(false),
             data: UnsafeCell::new(data),
         }
     }
 
-    /// Waits for its turn. Must not be called by the holder.
+    /// Waits until nobody else holds it. Must not be called by the holder.
     #[inline(always)]
     pub fn lock(&self) -> Guard<'_, T> {
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
-        while self.serving.load(Ordering::Acquire) != ticket {
+        while self.held.swap(true, Ordering::Acquire) {
+            self.wait();
+        }
+        Guard(self)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait(&self) {
+        while self.held.load(Ordering::Relaxed) {
             crate::hardware::answer();
             core::hint::spin_loop();
         }
-        Guard(self)
     }
 }
 
@@ -73,7 +83,7 @@ impl<T> Deref for Guard<'_, T> {
     type Target = T;
     #[inline(always)]
     fn deref(&self) -> &T {
-        // SAFETY: the guard is the ticket being served.
+        // SAFETY: the guard is the holder's.
         unsafe { &*self.0.data.get() }
     }
 }
@@ -89,7 +99,6 @@ impl<T> DerefMut for Guard<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        let now = self.0.serving.load(Ordering::Relaxed);
-        self.0.serving.store(now.wrapping_add(1), Ordering::Release);
+        self.0.held.store(false, Ordering::Release);
     }
 }
