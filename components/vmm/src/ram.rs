@@ -178,23 +178,29 @@ impl Ram {
         }
     }
 
+    /// Own address of an aligned word of `bytes` bytes.
     #[inline]
-    fn word_u64(&self, address: u64) -> Result<&AtomicU64, Unbacked> {
-        if !address.is_multiple_of(8) {
+    fn word_place(&self, address: u64, bytes: u64) -> Result<u64, Unbacked> {
+        if address & (bytes - 1) != 0 {
             return Err(Unbacked);
         }
-        let place = self.place(address, 8)?;
-        // SAFETY: `place` answers addresses inside the ranges that `new` was promised, which stay
-        // mapped; aligned by the check above; all accesses everywhere are atomic.
+        if self.is_plain(address / PAGE) {
+            return Ok(self.base + offset(address));
+        }
+        self.place_special(address)
+    }
+
+    #[inline]
+    fn word_u64(&self, address: u64) -> Result<&AtomicU64, Unbacked> {
+        let place = self.word_place(address, 8)?;
+        // SAFETY: `word_place` answers aligned addresses inside the ranges that `new` was
+        // promised, which stay mapped; all accesses everywhere are atomic.
         Ok(unsafe { AtomicU64::from_ptr(place as *mut u64) })
     }
 
     #[inline]
     fn word_u32(&self, address: u64) -> Result<&AtomicU32, Unbacked> {
-        if !address.is_multiple_of(4) {
-            return Err(Unbacked);
-        }
-        let place = self.place(address, 4)?;
+        let place = self.word_place(address, 4)?;
         // SAFETY: as in `word_u64`.
         Ok(unsafe { AtomicU32::from_ptr(place as *mut u32) })
     }

@@ -339,10 +339,30 @@ impl Vcpu {
             length @ 1..=15 => Ok(length as u8),
             _ => {
                 let mode = self.mode()?;
-                let code = self.code(&mode)?;
-                Ok(fixed.length(&code, mode.code_size())?)
+                self.length_in(&mode, fixed)
             }
         }
+    }
+
+    /// The same when the mode is at hand.
+    #[inline]
+    fn length_in(&mut self, mode: &Mode, fixed: Fixed) -> Result<u8, Interruption> {
+        if let length @ 1..=15 = self.page.get(field!(instruction_length)) {
+            return Ok(length as u8);
+        }
+        let rflags = self.page.get(field!(regs.rflags));
+        let word = paging::fetch_word(&self.shared.ram, mode, rflags, self.rip())?;
+        match word.and_then(|word| fixed.plain_length(word)) {
+            Some(length) => Ok(length),
+            None => self.decoded_length(mode, fixed),
+        }
+    }
+
+    /// The same, with prefixes or across pages.
+    #[cold]
+    fn decoded_length(&mut self, mode: &Mode, fixed: Fixed) -> Result<u8, Interruption> {
+        let code = self.code(mode)?;
+        Ok(fixed.length(&code, mode.code_size())?)
     }
 
     /// The instruction is complete: moves past it, out of any interrupt shadow.

@@ -78,11 +78,29 @@ impl Fixed {
         }
     }
 
+    /// Length of the instruction if `word`, the first eight bytes of the code, starts with it and
+    /// it has no prefix; otherwise [`Fixed::length`] has to look.
+    #[inline]
+    pub fn plain_length(self, word: u64) -> Option<u8> {
+        let two = word as u16;
+        let three = word as u32 & 0xff_ffff;
+        let (found, length) = match self {
+            Fixed::Cpuid => (two == 0xa20f, 2),
+            Fixed::Rdmsr => (two == 0x320f, 2),
+            Fixed::Wrmsr => (two == 0x300f, 2),
+            Fixed::Hypercall => (three == 0xd9_010f || three == 0xc1_010f, 3),
+            Fixed::Hlt => (word as u8 == 0xf4, 1),
+            _ => (false, 0),
+        };
+        found.then_some(length)
+    }
+
     /// Length of the instruction that `code` starts with, if it is this one. `rip` is not needed:
     /// none of these refers to it.
     #[inline]
     pub fn length(self, code: &Code, size: CodeSize) -> Result<u8, Error> {
-        let bytes = code.as_slice();
+        let bytes = code.bytes();
+        let bytes = bytes.get(..code.count()).unwrap_or(&[]);
         if let Some(length) = self.opcode_length(bytes) {
             return Ok(length);
         }
@@ -264,7 +282,9 @@ fn operand(instruction: &Instruction, index: u32) -> Option<Source> {
 
 /// The instruction by iced-x86, for those with operands.
 pub fn instruction(code: &Code, size: CodeSize, rip: u64) -> Result<Instruction, Error> {
-    let mut decoder = Decoder::try_with_ip(size.bits(), code.as_slice(), rip, DecoderOptions::NONE)
+    let bytes = code.bytes();
+    let bytes = bytes.get(..code.count()).unwrap_or(&[]);
+    let mut decoder = Decoder::try_with_ip(size.bits(), bytes, rip, DecoderOptions::NONE)
         .map_err(|_| Error::Unsupported)?;
     let instruction = decoder.decode();
     if instruction.is_invalid() {

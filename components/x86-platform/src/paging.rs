@@ -62,6 +62,7 @@ pub const fn canonical(address: u64) -> bool {
 
 /// The guest-physical address of linear `address`, with permissions checked as the CPU does for
 /// an access of privilege `mode.privilege()`; `rflags` for its AC. Sets accessed and dirty bits.
+#[inline]
 pub fn translate(
     memory: &impl GuestMemory,
     mode: &Mode,
@@ -106,6 +107,7 @@ struct Walk<'a, M> {
 }
 
 impl<M: GuestMemory> Walk<'_, M> {
+    #[cold]
     fn fault(&self, code: u32) -> Fault {
         let mut code = code;
         if self.mode.privilege() == 3 {
@@ -130,21 +132,7 @@ impl<M: GuestMemory> Walk<'_, M> {
         self.mode.efer & EFER_NXE != 0
     }
 
-    /// Reads an 8-byte entry, checks that it is present and sets its accessed (and dirty) bits.
-    #[inline]
-    fn entry(&self, at: u64, leaf: impl Fn(u64) -> bool) -> Result<u64, Fault> {
-        let entry = self.memory.read_u64(at).map_err(|_| Fault::Unsupported)?;
-        if entry & PRESENT == 0 {
-            return Err(self.fault(0));
-        }
-        if entry & NO_EXECUTE != 0 && !self.no_execute() {
-            return Err(self.fault(CODE_PRESENT | CODE_RESERVED));
-        }
-        self.mark(at, entry, leaf(entry))?;
-        Ok(entry)
-    }
-
-    #[inline]
+    #[cold]
     fn mark(&self, at: u64, entry: u64, leaf: bool) -> Result<(), Fault> {
         let dirty = leaf && self.access == Access::Write && entry & WRITABLE != 0;
         let wanted = ACCESSED | if dirty { DIRTY } else { 0 };
@@ -156,25 +144,54 @@ impl<M: GuestMemory> Walk<'_, M> {
         Ok(())
     }
 
+    /// Reads an 8-byte entry, checks that it is present and sets its accessed (and dirty) bits.
+    #[inline(always)]
+    fn entry(&self, at: u64, leaf: impl FnOnce(u64) -> bool) -> Result<(u64, bool), Fault> {
+        let entry = self.memory.read_u64(at).map_err(|_| Fault::Unsupported)?;
+        if entry & PRESENT == 0 {
+            return Err(self.fault(0));
+        }
+        let leaf = leaf(entry);
+        if entry & ACCESSED == 0 || leaf && self.access == Access::Write {
+            self.mark(at, entry, leaf)?;
+        }
+        Ok((entry, leaf))
+    }
+
+    /// Four levels. This is on the path of most exits, so the loop does little.
+    #[inline]
     fn long(&self) -> Result<(u64, Rights), Fault> {
         let mut table = self.mode.cr3 & ADDRESS;
-        let mut rights = WRITABLE | USER;
-        for level in (0..4u32).rev() {
-            let shift = 12 + 9 * level;
+        let mut shift = 39;
+        let (mut all, mut any) = (u64::MAX, 0);
+        loop {
             let at = table + (self.address >> shift & 0x1ff) * 8;
-            let is_leaf = |entry| level == 0 || (level < 3 && entry & LARGE != 0);
-            let entry = self.entry(at, is_leaf)?;
-            rights = rights & (entry | NO_EXECUTE) | entry & NO_EXECUTE;
-            if is_leaf(entry) {
+            let (entry, leaf) = self.entry(at, |entry| {
+                shift == 12 || (entry & LARGE != 0 && shift < 39)
+            })?;
+            all &= entry;
+            any |= entry;
+            if leaf {
+                self.reserved(any)?;
                 let offset = (1 << shift) - 1;
+                let rights = all & !NO_EXECUTE | any & NO_EXECUTE;
                 return Ok((entry & ADDRESS & !offset | self.address & offset, rights));
             }
-            if level == 3 && entry & LARGE != 0 {
+            if entry & LARGE != 0 {
                 return Err(self.fault(CODE_PRESENT | CODE_RESERVED));
             }
             table = entry & ADDRESS;
+            shift -= 9;
         }
-        Err(Fault::Unsupported)
+    }
+
+    /// Without EFER.NXE the no-execute bit is reserved.
+    #[inline]
+    fn reserved(&self, entries: u64) -> Result<(), Fault> {
+        if entries & NO_EXECUTE != 0 && !self.no_execute() {
+            return Err(self.fault(CODE_PRESENT | CODE_RESERVED));
+        }
+        Ok(())
     }
 
     fn pae(&self) -> Result<(u64, Rights), Fault> {
@@ -190,15 +207,17 @@ impl<M: GuestMemory> Walk<'_, M> {
             return Err(self.fault(0));
         }
         let at = (pointer & ADDRESS) + (address >> 21 & 0x1ff) * 8;
-        let directory = self.entry(at, |entry| entry & LARGE != 0)?;
-        if directory & LARGE != 0 {
+        let (directory, large) = self.entry(at, |entry| entry & LARGE != 0)?;
+        if large {
+            self.reserved(directory)?;
             return Ok((
                 directory & ADDRESS & !0x1f_ffff | address & 0x1f_ffff,
                 directory,
             ));
         }
         let at = (directory & ADDRESS) + (address >> 12 & 0x1ff) * 8;
-        let entry = self.entry(at, |_| true)?;
+        let (entry, _) = self.entry(at, |_| true)?;
+        self.reserved(directory | entry)?;
         let rights = (directory & entry) | (directory | entry) & NO_EXECUTE;
         Ok((entry & ADDRESS | address & 0xfff, rights))
     }
@@ -228,6 +247,7 @@ impl<M: GuestMemory> Walk<'_, M> {
         Ok((entry & 0xffff_f000 | address & 0xfff, directory & entry))
     }
 
+    #[inline]
     fn check(&self, rights: Rights, rflags: u64) -> Result<(), Fault> {
         let user_access = self.mode.privilege() == 3;
         let user_page = rights & USER != 0;
@@ -261,39 +281,71 @@ pub const INSTRUCTION_MAX: usize = 15;
 /// Instruction bytes as fetched from guest memory; fewer than 15 when the next page has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Code {
-    bytes: [u8; 16],
+    words: [u64; 2],
     count: u8,
 }
 
 impl Code {
-    /// From bytes that the CPU delivered.
+    /// From bytes that the CPU delivered; those beyond `count` do not matter.
+    #[inline]
     pub fn from_words(words: [u64; 2], count: u64) -> Code {
-        let mut bytes = [0; 16];
-        let (low, high) = bytes.split_at_mut(8);
-        low.copy_from_slice(&words[0].to_le_bytes());
-        high.copy_from_slice(&words[1].to_le_bytes());
+        let count = count.min(INSTRUCTION_MAX as u64) as u8;
+        let kept = u128::MAX >> (128 - u32::from(count).max(1) * 8);
+        let kept = if count == 0 { 0 } else { kept };
         Code {
-            bytes,
-            count: count.min(INSTRUCTION_MAX as u64) as u8,
+            words: [words[0] & kept as u64, words[1] & (kept >> 64) as u64],
+            count,
         }
     }
 
-    /// The bytes.
+    /// The bytes, zeros behind them.
     #[inline]
-    pub fn as_slice(&self) -> &[u8] {
-        self.bytes.get(..usize::from(self.count)).unwrap_or(&[])
+    pub fn bytes(&self) -> [u8; 16] {
+        (u128::from(self.words[0]) | u128::from(self.words[1]) << 64).to_le_bytes()
+    }
+
+    /// How many there are.
+    #[inline]
+    pub fn count(&self) -> usize {
+        self.count.into()
     }
 
     /// The bytes as two words, for comparing; those beyond the end are 0.
     #[inline]
     pub fn words(&self) -> [u64; 2] {
-        let word = |at: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&self.bytes[at..at + 8]);
-            u64::from_le_bytes(bytes)
-        };
-        [word(0), word(8)]
+        self.words
     }
+}
+
+/// Eight bytes of guest-physical memory at any `physical` that leaves them in one page; `None`
+/// if it does not.
+#[inline]
+fn unaligned(memory: &impl GuestMemory, physical: u64) -> Result<Option<u64>, Fault> {
+    if physical & 0xfff > 0xff8 {
+        return Ok(None);
+    }
+    let load = |at| memory.read_u64(at).map_err(|_| Fault::Unsupported);
+    let (base, shift) = (physical & !7, (physical & 7) * 8);
+    let low = load(base)?;
+    if shift == 0 {
+        return Ok(Some(low));
+    }
+    let high = load(base + 8)?;
+    Ok(Some(low >> shift | high << (64 - shift)))
+}
+
+/// The first eight bytes at `rip`, if they lie in one page: enough to recognise an instruction of
+/// fixed shape in a few steps.
+#[inline]
+pub fn fetch_word(
+    memory: &impl GuestMemory,
+    mode: &Mode,
+    rflags: u64,
+    rip: u64,
+) -> Result<Option<u64>, Fault> {
+    let linear = mode.linear_rip(rip);
+    let physical = translate(memory, mode, rflags, linear, Access::Fetch)?;
+    unaligned(memory, physical)
 }
 
 /// Fetches the instruction at `rip`. A fault on its first page is the answer; one on a second
@@ -302,69 +354,39 @@ pub fn fetch(memory: &impl GuestMemory, mode: &Mode, rflags: u64, rip: u64) -> R
     let linear = mode.linear_rip(rip);
     let physical = translate(memory, mode, rflags, linear, Access::Fetch)?;
     let here = (4096 - (linear & 0xfff) as usize).min(INSTRUCTION_MAX);
-    let mut code = Code::default();
-    if here == INSTRUCTION_MAX && physical & 0xfff <= 0xff0 {
-        // Whole and within one page: two or three aligned words instead of a byte-wise copy.
-        let base = physical & !7;
-        let shift = (physical & 7) as u32 * 8;
-        let load = |index: u64| {
-            memory
-                .read_u64(base + index * 8)
-                .map_err(|_| Fault::Unsupported)
-        };
-        let (first, second) = (load(0)?, load(1)?);
-        let words = if shift == 0 {
-            [first, second]
-        } else {
-            // The last word is in the same page unless the 15 bytes end before it.
-            let third = if (base & 0xfff) + 16 <= 0xff8 {
-                load(2)?
-            } else {
-                0
-            };
-            [
-                first >> shift | second << (64 - shift),
-                second >> shift | third << (64 - shift),
-            ]
-        };
-        code = Code::from_words([words[0], words[1] & mask_last()], INSTRUCTION_MAX as u64);
-        return Ok(code);
+    if physical & 0xfff <= 0xff0
+        && let (Some(low), Some(high)) = (
+            unaligned(memory, physical)?,
+            unaligned(memory, physical + 8)?,
+        )
+    {
+        return Ok(Code::from_words([low, high], INSTRUCTION_MAX as u64));
     }
-    read_code(memory, physical, &mut code, here)?;
-    if here < INSTRUCTION_MAX {
+    let mut bytes = [0; INSTRUCTION_MAX];
+    let (first, second) = bytes.split_at_mut(here);
+    read(memory, physical, first)?;
+    let mut count = here;
+    if !second.is_empty() {
         let next = match mode.code_size() {
             CodeSize::Bits64 => linear.wrapping_add(here as u64),
             _ => linear.wrapping_add(here as u64) & 0xffff_ffff,
         };
-        if let Ok(physical) = translate(memory, mode, rflags, next, Access::Fetch) {
-            // Unbacked bytes there are as good as no bytes.
-            let _ = read_code(memory, physical, &mut code, INSTRUCTION_MAX - here);
+        // Bytes that cannot be had there may not be needed.
+        if let Ok(physical) = translate(memory, mode, rflags, next, Access::Fetch)
+            && read(memory, physical, second).is_ok()
+        {
+            count = INSTRUCTION_MAX;
         }
     }
-    Ok(code)
+    let mut words = [0u64; 2];
+    for (index, byte) in bytes.iter().take(count).enumerate() {
+        words[index / 8] |= u64::from(*byte) << (index % 8 * 8);
+    }
+    Ok(Code::from_words(words, count as u64))
 }
 
-/// The 16th byte is no part of an instruction.
-const fn mask_last() -> u64 {
-    u64::MAX >> 8
-}
-
-fn read_code(
-    memory: &impl GuestMemory,
-    physical: u64,
-    code: &mut Code,
-    count: usize,
-) -> Result<(), Fault> {
-    let start = usize::from(code.count);
-    let target = code
-        .bytes
-        .get_mut(start..start + count)
-        .ok_or(Fault::Unsupported)?;
-    memory
-        .read(physical, target)
-        .map_err(|_| Fault::Unsupported)?;
-    code.count += count as u8;
-    Ok(())
+fn read(memory: &impl GuestMemory, physical: u64, bytes: &mut [u8]) -> Result<(), Fault> {
+    memory.read(physical, bytes).map_err(|_| Fault::Unsupported)
 }
 
 #[cfg(test)]

@@ -77,8 +77,8 @@ impl StringForm {
     /// Decodes INS or OUTS.
     pub fn decode(code: &Code, size: CodeSize) -> Result<StringForm, decode::Error> {
         let length = decode::Fixed::Port.length(code, size)?;
-        let bytes = code
-            .as_slice()
+        let bytes = code.bytes();
+        let bytes = bytes
             .get(..usize::from(length))
             .ok_or(decode::Error::Mismatch)?;
         let (opcode, prefixes) = bytes.split_last().ok_or(decode::Error::Mismatch)?;

@@ -220,7 +220,7 @@ impl Vcpu {
 
     fn hypercall(&mut self) -> Handled {
         let mode = self.mode()?;
-        let length = self.length(Fixed::Hypercall)?;
+        let length = self.length_in(&mode, Fixed::Hypercall)?;
         let caller = self.caller_mode(&mode);
         let get = |field| self.page.get(field);
         let long = caller == xen_abi::Mode::Bits64;

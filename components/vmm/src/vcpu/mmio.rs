@@ -5,7 +5,9 @@
 use sdk::abi::vcpu::{event, fault, group};
 use sdk::field;
 use sdk::time;
+use sdk::vcpu::Field;
 use x86_platform::apic::{self, Effect, LocalApic};
+use x86_platform::decode::{Kind, Operation, Source};
 use x86_platform::execute::{Operand, Progress, execute};
 use x86_platform::registers::mask;
 
@@ -13,6 +15,26 @@ use super::{Handled, Interruption, Vcpu};
 
 /// How often in a row memory that is mapped may fault: many times what re-mapping takes.
 const RETRIES_MAX: u32 = 100_000;
+
+/// General registers by number.
+const REGISTERS: [Field; 16] = [
+    field!(regs.rax),
+    field!(regs.rcx),
+    field!(regs.rdx),
+    field!(regs.rbx),
+    field!(regs.rsp),
+    field!(regs.rbp),
+    field!(regs.rsi),
+    field!(regs.rdi),
+    field!(regs.r8),
+    field!(regs.r9),
+    field!(regs.r10),
+    field!(regs.r11),
+    field!(regs.r12),
+    field!(regs.r13),
+    field!(regs.r14),
+    field!(regs.r15),
+];
 
 /// The local APIC's page as an operand. Registers are 32 bits at multiples of 16 bytes; narrower
 /// accesses reach their bytes, wider ones only the register (Xen's `vlapic_mmio_read`).
@@ -106,11 +128,13 @@ impl Vcpu {
         let code = self.code(&mode)?;
         let size = mode.code_size();
         let operation = self.cache.memory_operation(&code, size, self.rip())?;
+        let in_apic = address & !(apic::PAGE_BYTES - 1) == apic::BASE_ADDRESS
+            && self.apic.mode() == apic::Mode::XApic;
+        if in_apic && self.move_word(&operation, address) {
+            return self.skip(operation.length);
+        }
         let mut registers = self.registers();
-        let needs_segments = matches!(
-            operation.kind,
-            x86_platform::decode::Kind::MoveString | x86_platform::decode::Kind::Push
-        );
+        let needs_segments = matches!(operation.kind, Kind::MoveString | Kind::Push);
         if needs_segments {
             self.need(group::SEGMENTS)?;
         }
@@ -123,8 +147,6 @@ impl Vcpu {
         if needs_segments {
             linear.bases = self.segmented(&mode)?.bases;
         }
-        let in_apic = address & !(apic::PAGE_BYTES - 1) == apic::BASE_ADDRESS
-            && self.apic.mode() == apic::Mode::XApic;
         let mut effect = Effect::None;
         let progress = if in_apic {
             let mut page = ApicPage {
@@ -160,6 +182,48 @@ impl Vcpu {
             Progress::Done => self.skip(operation.length),
             Progress::Repeat => Ok(()),
         }
+    }
+
+    /// A plain 32-bit move between a register of the APIC and one of the CPU, which nearly all
+    /// accesses are, without a copy of all registers. False: not such a move.
+    #[inline]
+    fn move_word(&mut self, operation: &Operation, address: u64) -> bool {
+        if operation.bytes != 4 || address & 0xf != 0 {
+            return false;
+        }
+        let offset = (address % apic::PAGE_BYTES) as u32;
+        match operation.kind {
+            Kind::Load {
+                number,
+                high: false,
+                bytes: 4,
+                signed: false,
+            } => {
+                let Some(field) = REGISTERS.get(usize::from(number)) else {
+                    return false;
+                };
+                let value = self.apic.mmio_read(offset, time::now());
+                self.page.set(*field, value.into());
+            }
+            Kind::Store(source) => {
+                let value = match source {
+                    Source::Immediate(value) => value,
+                    Source::Register {
+                        number,
+                        high: false,
+                    } => match REGISTERS.get(usize::from(number)) {
+                        Some(field) => self.page.get(*field),
+                        None => return false,
+                    },
+                    Source::Register { .. } => return false,
+                };
+                let effect = self.apic.mmio_write(offset, value as u32, time::now());
+                self.apic_effect(effect);
+                self.set_deadline();
+            }
+            _ => return false,
+        }
+        true
     }
 
     /// Carries out what a register write asks for.

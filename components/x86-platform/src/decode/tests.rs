@@ -147,6 +147,9 @@ proptest! {
         bytes.extend_from_slice(opcode);
         let code = code(&bytes);
         let iced = instruction(&code, size, 0).unwrap();
+        if let Some(length) = fixed.plain_length(code.words()[0]) {
+            prop_assert_eq!(usize::from(length), iced.len());
+        }
         prop_assert_eq!(fixed.length(&code, size), Ok(iced.len() as u8));
         prop_assert_eq!(iced.len(), bytes.len());
     }

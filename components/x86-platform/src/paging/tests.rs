@@ -120,11 +120,11 @@ fn fetch_crosses_pages_and_stops_at_a_missing_one() {
     memory.write(0x5ffe, &[0x0f, 0xa2]).unwrap();
     memory.write(0x7000, &[1, 2, 3]).unwrap();
     let code = fetch(&memory, &long(0), 0, 0x40_0ffe).unwrap();
-    assert_eq!(code.as_slice()[..5], [0x0f, 0xa2, 1, 2, 3]);
-    assert_eq!(code.as_slice().len(), 15);
+    assert_eq!(code.bytes()[..5], [0x0f, 0xa2, 1, 2, 3]);
+    assert_eq!(code.count(), 15);
     put(&memory, 0x4008, 0);
     let code = fetch(&memory, &long(0), 0, 0x40_0ffe).unwrap();
-    assert_eq!(code.as_slice(), [0x0f, 0xa2]);
+    assert_eq!((code.count(), code.words()), (2, [0xa20f, 0]));
 }
 
 proptest! {
@@ -140,7 +140,13 @@ proptest! {
         }
         let code = fetch(&memory, &long(0), 0, 0x40_0000 + offset).unwrap();
         let wanted: std::vec::Vec<u8> = (offset..offset + 15).map(byte).collect();
-        prop_assert_eq!(code.as_slice(), &wanted[..]);
+        prop_assert_eq!(&code.bytes()[..15], &wanted[..]);
+        prop_assert_eq!(code.count(), 15);
+        if let Some(word) = fetch_word(&memory, &long(0), 0, 0x40_0000 + offset).unwrap() {
+            prop_assert_eq!(word, code.words()[0]);
+        } else {
+            prop_assert!(offset > 0xff8);
+        }
         prop_assert_eq!(code.words()[1] >> 56, 0);
     }
 
