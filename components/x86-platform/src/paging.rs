@@ -70,6 +70,70 @@ pub fn translate(
     address: u64,
     access: Access,
 ) -> Result<u64, Fault> {
+    if let Some(physical) = usual(memory, mode, address, access) {
+        return Ok(physical);
+    }
+    walk(memory, mode, rflags, address, access)
+}
+
+/// What nearly every walk is: four levels, everything present, marked and permitted. Touches
+/// nothing; `None` says only that [`walk`] has to look closer. On the path of most exits.
+#[inline]
+fn usual(memory: &impl GuestMemory, mode: &Mode, address: u64, access: Access) -> Option<u64> {
+    if mode.cr0 & CR0_PG == 0
+        || mode.efer & EFER_LMA == 0
+        || mode.cr4 & CR4_LA57 != 0
+        || !canonical(address)
+    {
+        return None;
+    }
+    let needed = match access {
+        Access::Write => PRESENT | ACCESSED | WRITABLE,
+        _ => PRESENT | ACCESSED,
+    };
+    let next = |table: u64, index: u64| {
+        let entry = memory.read_u64(table & ADDRESS | index & 0xff8).ok()?;
+        (entry & needed == needed).then_some(entry)
+    };
+    let top = next(mode.cr3, address >> 36)?;
+    let pointer = next(top, address >> 27)?;
+    let (leaf, offset, all, any) = if pointer & LARGE != 0 {
+        (pointer, (1 << 30) - 1, top & pointer, top | pointer)
+    } else {
+        let directory = next(pointer, address >> 18)?;
+        let (all, any) = (top & pointer & directory, top | pointer | directory);
+        if directory & LARGE != 0 {
+            (directory, (1 << 21) - 1, all, any)
+        } else {
+            let page = next(directory, address >> 9)?;
+            (page, 0xfff, all & page, any | page)
+        }
+    };
+    let user = all & USER != 0;
+    let permitted = if mode.privilege() == 3 {
+        user
+    } else {
+        !user || mode.cr4 & (CR4_SMEP | CR4_SMAP) == 0
+    };
+    let dirty = access != Access::Write || leaf & DIRTY != 0;
+    if top & LARGE != 0 || any & NO_EXECUTE != 0 && access == Access::Fetch || !permitted || !dirty
+    {
+        return None;
+    }
+    if any & NO_EXECUTE != 0 && mode.efer & EFER_NXE == 0 {
+        return None;
+    }
+    Some(leaf & ADDRESS & !offset | address & offset)
+}
+
+#[cold]
+fn walk(
+    memory: &impl GuestMemory,
+    mode: &Mode,
+    rflags: u64,
+    address: u64,
+    access: Access,
+) -> Result<u64, Fault> {
     if mode.cr0 & CR0_PG == 0 {
         return Ok(address & 0xffff_ffff);
     }
@@ -158,8 +222,6 @@ impl<M: GuestMemory> Walk<'_, M> {
         Ok((entry, leaf))
     }
 
-    /// Four levels. This is on the path of most exits, so the loop does little.
-    #[inline]
     fn long(&self) -> Result<(u64, Rights), Fault> {
         let mut table = self.mode.cr3 & ADDRESS;
         let mut shift = 39;
@@ -360,7 +422,10 @@ pub fn fetch(memory: &impl GuestMemory, mode: &Mode, rflags: u64, rip: u64) -> R
             unaligned(memory, physical + 8)?,
         )
     {
-        return Ok(Code::from_words([low, high], INSTRUCTION_MAX as u64));
+        return Ok(Code {
+            words: [low, high & u64::MAX >> 8],
+            count: INSTRUCTION_MAX as u8,
+        });
     }
     let mut bytes = [0; INSTRUCTION_MAX];
     let (first, second) = bytes.split_at_mut(here);

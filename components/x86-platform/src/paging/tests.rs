@@ -167,4 +167,45 @@ proptest! {
             let _ = fetch(&memory, &any, 0, address);
         }
     }
+
+    /// The short way and the long way agree wherever the short way answers.
+    #[test]
+    fn the_usual_walk_answers_as_the_whole_one(
+        entries in any::<[u64; 4]>(),
+        flags in any::<[u16; 4]>(),
+        address in 0u64..1 << 47,
+        cr4 in any::<u64>(), nxe in any::<bool>(), wp in any::<bool>(), privilege in 0u16..4,
+    ) {
+        let memory = TestMemory::new(0x6000);
+        let mut table = 0x1000;
+        for (level, (entry, flags)) in entries.iter().zip(flags).enumerate() {
+            let index = address >> (39 - 9 * level) & 0x1ff;
+            // Mostly present and accessed, sometimes large or not executable.
+            let mut value = u64::from(flags) & 0xfff | 0x21 | (level as u64 + 2) << 12;
+            if entry % 4 == 0 {
+                value |= NO_EXECUTE;
+            }
+            if entry % 8 > 1 {
+                value &= !LARGE;
+            }
+            if entry % 64 == 63 {
+                value &= !PRESENT;
+            }
+            put(&memory, table + index * 8, value);
+            table = (level as u64 + 2) << 12;
+        }
+        let mut any = long(privilege);
+        any.cr4 = cr4 & !CR4_LA57 | CR4_PAE;
+        if !nxe {
+            any.efer &= !EFER_NXE;
+        }
+        if !wp {
+            any.cr0 &= !CR0_WP;
+        }
+        for access in [Access::Read, Access::Write, Access::Fetch] {
+            if let Some(physical) = usual(&memory, &any, address, access) {
+                prop_assert_eq!(walk(&memory, &any, 0, address, access), Ok(physical));
+            }
+        }
+    }
 }
