@@ -21,9 +21,6 @@ const PAGE: u64 = 4096;
 /// 4 KiB frames in one of 2 MiB.
 const CHILDREN: u32 = (LARGE / PAGE) as u32;
 const GUEST: u64 = Map::READ | Map::WRITE | Map::EXECUTE;
-/// Guest frame numbers end here: 46 bits of guest-physical address, which every CPU with nested
-/// paging translates.
-const GFN_END: u64 = 1 << (46 - 12);
 
 /// What was at a guest frame that was taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +45,8 @@ struct Chunk {
 #[derive(Debug)]
 pub struct GuestMap {
     space: Cap<cap::AddressSpace>,
+    /// Guest frame numbers are below this.
+    gfn_end: u64,
     chunks: Vec<Chunk>,
     special: Vec<Cap<cap::Frame>>,
 }
@@ -62,9 +61,10 @@ fn chunk_address(index: usize) -> u64 {
 }
 
 impl GuestMap {
-    /// Maps all of RAM. `special` are the special frames in order, mapped nowhere yet.
+    /// Maps all of RAM into a space of `bits` bits of address. `special` are the special frames in order, mapped nowhere yet.
     pub fn new(
         space: Cap<cap::AddressSpace>,
+        bits: u32,
         frames: impl Iterator<Item = Cap<cap::Frame>>,
         special: Vec<Cap<cap::Frame>>,
     ) -> Result<GuestMap, Status> {
@@ -78,6 +78,7 @@ impl GuestMap {
         }
         Ok(GuestMap {
             space,
+            gfn_end: (1u64 << bits.clamp(32, 52)) / PAGE,
             chunks,
             special,
         })
@@ -152,7 +153,7 @@ impl GuestMap {
 
     /// Maps own frame `index` at `gfn` in place of what is there.
     pub fn map_frame(&mut self, ram: &Ram, index: u64, gfn: u64) -> Result<(), MapError> {
-        if gfn >= GFN_END || gfn == apic::BASE_ADDRESS / PAGE {
+        if gfn >= self.gfn_end || gfn == apic::BASE_ADDRESS / PAGE {
             return Err(MapError::OutOfRange);
         }
         let cap = usize::try_from(index)

@@ -33,8 +33,9 @@ const XEN_FRAMES: u32 = 1 + GRANT_FRAMES;
 const SPECIAL_FRAMES: u32 = XEN_FRAMES + layout::SPECIAL_PAGES as u32;
 /// A domain's id; a name that nothing depends on.
 const DOMID: u16 = 1;
-/// Bits of guest-physical addresses.
-const PHYSICAL_BITS: u8 = 40;
+/// Most bits of guest-physical addresses: what four levels of nested tables translate, less the
+/// bit that Xen keeps back as well.
+const PHYSICAL_BITS_MAX: u32 = 46;
 
 /// Why a guest cannot be started.
 enum StartError {
@@ -137,8 +138,8 @@ fn start(env: &Env) -> Result<Service, StartError> {
     let space = own
         .address_space(SpaceKind::Guest)
         .map_err(core_error("guest address space"))?;
-    let mut map =
-        GuestMap::new(space, guest.frames(), special_copies).map_err(core_error("guest memory"))?;
+    let mut map = GuestMap::new(space, physical_bits(), guest.frames(), special_copies)
+        .map_err(core_error("guest memory"))?;
     for page in 0..layout::SPECIAL_PAGES {
         let gfn = layout::SPECIAL_START / layout::PAGE + page;
         map.map_frame(&ram, u64::from(XEN_FRAMES) + page, gfn)
@@ -204,6 +205,12 @@ fn start(env: &Env) -> Result<Service, StartError> {
     })
 }
 
+/// Bits of guest-physical addresses on this machine.
+fn physical_bits() -> u32 {
+    let bits = core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xff;
+    bits.clamp(32, PHYSICAL_BITS_MAX)
+}
+
 /// The domain as the Xen ABI sees it.
 fn configuration(machine: &Machine, guest: &GuestStart, ram: &Ram, vcpus: u32) -> Config {
     let pages = guest.memory_bytes / layout::PAGE;
@@ -218,7 +225,7 @@ fn configuration(machine: &Machine, guest: &GuestStart, ram: &Ram, vcpus: u32) -
         pages,
         max_pages: pages,
         max_gfn: ram.end() / layout::PAGE - 1,
-        physical_address_bits: PHYSICAL_BITS,
+        physical_address_bits: physical_bits() as u8,
         memory_map: layout::memory_map(guest.memory_bytes)
             .iter()
             .map(|entry| MapEntry {
@@ -237,7 +244,8 @@ fn configuration(machine: &Machine, guest: &GuestStart, ram: &Ram, vcpus: u32) -
         store_gfn: layout::STORE_GFN,
         console_gfn: layout::CONSOLE_GFN,
         callback_lines: false,
-        rdtscp: false,
+        // Passes through to the guest.
+        rdtscp: core::arch::x86_64::__cpuid(0x8000_0001).edx >> 27 & 1 != 0,
         uuid: [0; 16],
     }
 }
