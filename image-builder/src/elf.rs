@@ -112,6 +112,16 @@ pub fn loadable(file: &[u8]) -> Result<Loadable> {
     })
 }
 
+/// Bytes of code: the sections that are executed.
+pub fn text_bytes(file: &[u8]) -> Result<u64> {
+    use object::{Object, ObjectSection, SectionKind};
+    let elf = object::File::parse(file).context("not an ELF file")?;
+    let code = elf
+        .sections()
+        .filter(|section| section.kind() == SectionKind::Text);
+    Ok(code.map(|section| section.size()).sum())
+}
+
 /// The same program without sections, symbols and debug information.
 pub fn strip(file: &[u8]) -> Result<Vec<u8>> {
     let parsed = parse(file)?;

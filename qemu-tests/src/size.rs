@@ -165,9 +165,5 @@ fn text_bytes(workspace: &Workspace) -> Result<u64> {
         .next()
         .context("no core")?;
     let file = fs::read(elf)?;
-    let functions = image_builder::symbols::functions(&file)?;
-    Ok(functions
-        .iter()
-        .map(|function| u64::from(function.size))
-        .sum())
+    image_builder::elf::text_bytes(&file)
 }
