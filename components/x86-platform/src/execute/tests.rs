@@ -2,6 +2,8 @@ use super::*;
 use crate::decode::memory_operation;
 use crate::mode::CodeSize;
 use crate::paging::Code;
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
+use proptest::prelude::*;
 
 struct Word(u64, u32);
 
@@ -156,5 +158,87 @@ fn flags_are_those_of_wide_arithmetic() {
                 assert_eq!(flags & AF != 0, (a & 15) < (b & 15) + c);
             }
         }
+    }
+}
+
+/// Every instruction with an ordinary memory operand that kernels use on registers of devices.
+const MNEMONICS: [Mnemonic; 26] = [
+    Mnemonic::Mov,
+    Mnemonic::Movzx,
+    Mnemonic::Movsx,
+    Mnemonic::Movsxd,
+    Mnemonic::Add,
+    Mnemonic::Adc,
+    Mnemonic::Sub,
+    Mnemonic::Sbb,
+    Mnemonic::Cmp,
+    Mnemonic::And,
+    Mnemonic::Test,
+    Mnemonic::Or,
+    Mnemonic::Xor,
+    Mnemonic::Inc,
+    Mnemonic::Dec,
+    Mnemonic::Not,
+    Mnemonic::Neg,
+    Mnemonic::Xchg,
+    Mnemonic::Xadd,
+    Mnemonic::Cmpxchg,
+    Mnemonic::Bt,
+    Mnemonic::Bts,
+    Mnemonic::Btr,
+    Mnemonic::Btc,
+    Mnemonic::Stosd,
+    Mnemonic::Lodsd,
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+    /// All encodings with any prefixes, ModRM, SIB and displacement: those of the list are
+    /// executed, with the length that iced finds, and leave RIP and RSP alone.
+    #[test]
+    fn all_operand_forms_are_executed_with_their_length(
+        prefixes in prop::collection::vec(prop::sample::select(std::vec![
+            0x66u8, 0x67, 0xf2, 0xf3, 0x2e, 0x65, 0xf0, 0x48, 0x4d, 0x41,
+        ]), 0..4),
+        two in any::<bool>(),
+        opcode in any::<u8>(),
+        rest in any::<[u8; 9]>(),
+        width in 0..3usize,
+        values in any::<[u64; 3]>(),
+    ) {
+        let size = [CodeSize::Bits16, CodeSize::Bits32, CodeSize::Bits64][width];
+        let mut bytes = prefixes;
+        if two {
+            bytes.push(0x0f);
+        }
+        bytes.push(opcode);
+        bytes.extend_from_slice(&rest);
+        bytes.truncate(15);
+        let iced = Decoder::with_ip(size.bits(), &bytes, 0x1000, DecoderOptions::NONE).decode();
+        let memory = (0..iced.op_count()).any(|index| iced.op_kind(index) >= OpKind::MemorySegSI);
+        let other_segment = iced.op0_register().is_segment_register()
+            || iced.op1_register().is_segment_register()
+            || iced.op0_register().is_cr() || iced.op0_register().is_dr();
+        if iced.is_invalid() || !memory || other_segment || !MNEMONICS.contains(&iced.mnemonic()) {
+            return Ok(());
+        }
+        bytes.resize(16, 0);
+        let half = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        let code = Code::from_words([half(0), half(8)], 15);
+        let operation = memory_operation(&code, size, 0x1000)
+            .unwrap_or_else(|error| panic!("{:?}: {error:?}", iced.code()));
+        prop_assert_eq!(usize::from(operation.length), iced.len());
+        prop_assert_eq!(usize::from(operation.bytes), iced.memory_size().size());
+        let mut regs = Registers {
+            rax: values[0], rbx: values[1], rcx: 1, rdx: values[2], rsi: 0x100, rdi: 0x200,
+            rip: 0x1000, rflags: 2, ..Registers::default()
+        };
+        let mut word = Word(values[1], 0);
+        let mut linear = Plain(values[2]);
+        let progress = execute(&operation, &mut regs, 0xfee0_0000, true, &mut word, &mut linear);
+        prop_assert_eq!(progress, Ok(Progress::Done));
+        prop_assert_eq!(regs.rip, 0x1000);
+        prop_assert_eq!(regs.rflags & !ARITHMETIC, 2);
+        prop_assert!(word.1 <= 1, "one write at most");
     }
 }
