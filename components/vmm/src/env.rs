@@ -3,6 +3,8 @@
 //! Runs under the domain lock, on the thread of the vCPU that made the hypercall, or on the
 //! service thread.
 
+use core::sync::atomic::Ordering;
+
 use sdk::prelude::*;
 use sdk::time;
 use x86_platform::mode::Mode;
@@ -73,6 +75,7 @@ impl Env for Effects<'_> {
             Upcall::Vector(_) => self.post(vcpu, flag::UPCALL),
             Upcall::Lapic(vector) => {
                 if let Some(mailbox) = self.shared.mailboxes.get(vcpu as usize) {
+                    mailbox.upcall_vector.store(vector.into(), Ordering::SeqCst);
                     mailbox.post_vector(vector, vcpu == self.vcpu);
                 }
             }

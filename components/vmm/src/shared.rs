@@ -48,6 +48,8 @@ pub struct Mailbox {
     /// Vector of the last SIPI.
     pub startup: AtomicU32,
     vectors: [AtomicU32; 8],
+    /// Vector by which the guest last got a Xen upcall through its local APIC, or 0.
+    pub upcall_vector: AtomicU32,
     /// [`Route`] of the local APIC, as its owner published it.
     pub route: AtomicU64,
     /// Bound to the vCPU: its bits end a run, and its thread waits on it when halted.
@@ -61,6 +63,7 @@ impl Mailbox {
             flags: AtomicU32::new(0),
             startup: AtomicU32::new(0),
             vectors: [const { AtomicU32::new(0) }; 8],
+            upcall_vector: AtomicU32::new(0),
             route: AtomicU64::new(route.to_word()),
             wake,
         }

@@ -211,6 +211,13 @@ impl Vcpu {
         if flags & flag::INIT != 0 && self.activity != Activity::WaitStartup {
             self.set_up(false);
             self.apic.init();
+            // The domain asserts an upcall once, when its pending bit rises. One that INIT wiped
+            // out while the bit stays set would never come again, and a CPU that Linux takes down
+            // and up would hear no event any more. One too many does no harm.
+            let vector = self.mailbox().upcall_vector.load(Ordering::SeqCst) as u8;
+            if vector != 0 {
+                self.apic.request(vector, false);
+            }
             self.publish_route();
             self.activity = Activity::WaitStartup;
             self.set_runstate(RunstateKind::Offline);
