@@ -107,19 +107,18 @@ const LINUX: &[Claim<Session>] = &[
         is(&session.shell("grep -c ^processor /proc/cpuinfo", 60)?, "2")
     }),
     ("each_vcpu_runs_on_a_cpu_of_its_own", |session| {
-        let alone = spin(session, &[0])?;
-        let both = spin(session, &[0, 1])?;
-        let (alone, first, second) = match (alone.as_slice(), both.as_slice()) {
-            ([alone], [first, second]) => (*alone, *first, *second),
-            _ => bail!("counts are missing"),
-        };
         // On one CPU the two would share what one does alone. The machine under the emulator is
-        // shared too, so ask for clearly more than a half each.
-        ensure!(
-            10 * (first + second) > 13 * alone,
-            "together {first} + {second} loops, one alone {alone}"
-        );
-        Ok(())
+        // shared too: that only takes loops away, so the best of some rounds is nearest the truth,
+        // and clearly more than a half each is asked for.
+        let (mut alone, mut both) = (0, 0);
+        for _ in 0..4 {
+            alone = alone.max(spin(session, &[0])?.iter().sum());
+            both = both.max(spin(session, &[0, 1])?.iter().sum());
+            if alone > 0 && 10 * both > 13 * alone {
+                return Ok(());
+            }
+        }
+        bail!("two vCPUs together do {both} loops, one alone {alone}")
     }),
     ("sleep_takes_its_time", |session| {
         let minute = Duration::from_secs(60);

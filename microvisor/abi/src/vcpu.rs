@@ -44,7 +44,8 @@ pub mod group {
     /// General registers, `rip`, `rsp`, `rflags`. Always valid after an exit.
     pub const GENERAL: u64 = 1 << 0;
     /// `cr0`, `cr3`, `cr4`, `efer`; and `cs` and `ss` (selector, base, limit, attributes).
-    /// Valid after `NestedFault`, `Io` with `string`, and `Hypercall`.
+    /// Valid after `NestedFault`, `Io` with `string`, `Hypercall`, and every exit for an
+    /// instruction whose length the CPU does not tell.
     pub const MODE: u64 = 1 << 1;
     /// The other segments, `gdtr`, `idtr`, `ldtr`, `tr`.
     pub const SEGMENTS: u64 = 1 << 2;

@@ -80,11 +80,13 @@ const fn length(rip: u64, next: u64) -> u64 {
 impl Words {
     #[inline]
     const fn instruction(&self, exit: Exit) -> Decoded {
+        let length = length(self.rip, self.next_rip);
         Decoded::Report(Report {
             exit,
             info: [0, 0],
-            length: length(self.rip, self.next_rip),
-            mode: false,
+            length,
+            // Whoever has to decode the instruction needs to know how it is fetched.
+            mode: length == 0,
         })
     }
 
