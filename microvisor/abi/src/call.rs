@@ -45,7 +45,8 @@ macro_rules! calls {
 calls! {
     /// Makes `count` objects of `kind` out of a `Memory`, one capability each, in consecutive
     /// slots from `slot` of `space`. `size` is: for `Frame` the order (12, 21 or 30); for
-    /// `Memory`, `CapSpace` and `Tables` a number of frames; for `AddressSpace` a `SpaceKind`;
+    /// `Memory`, `CapSpace` (at most 4096) and `Tables` (at most 512) a number of frames; for
+    /// `AddressSpace` a `SpaceKind`;
     /// otherwise 0. Bounded: may make fewer than asked, answers `Ok` with `done`; `Again` means
     /// that work was done (a 1 GiB frame is being zeroed) but no capability is ready yet.
     /// `kind_size` is `kind | size << 8`, `slot_count` is `slot | count << 32`.

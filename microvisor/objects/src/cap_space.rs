@@ -3,7 +3,7 @@
 use crate::arena::{Arena, Object};
 use crate::id::{FrameKind, PhysAddr, Ref};
 use crate::kernel::Kernel;
-use crate::machine::Machine;
+use crate::machine::{Flush, Machine};
 use crate::slot::{Slot, SlotRef, flag};
 use crate::thread::Thread;
 use microvisor_abi::{Kind, Rights, Status};
@@ -315,6 +315,8 @@ impl<M: Machine> Kernel<M> {
         let space = self.arena.slot(name).object::<CapSpace>();
         self.arena.remove(name);
         self.arena.destroy(space);
+        // A CPU about to run a vCPU may be reading one of its slots without the lock.
+        self.machine.flush(Flush::Quiesce);
     }
 }
 

@@ -21,6 +21,8 @@ const DRAIN_LIMIT: usize = 32;
 const SLOT_LIMIT: u64 = 256 << 30;
 /// Largest capability space, frames.
 const CAP_SPACE_FRAMES_MAX: u64 = 4096;
+/// Most frames of one donation of tables: `Fill` works through all of them.
+const TABLES_MAX: u64 = 512;
 
 impl<M: Machine> Kernel<M> {
     /// Frames that one object takes, and the alignment of its base in frames.
@@ -35,7 +37,8 @@ impl<M: Machine> Kernel<M> {
                 };
                 return Ok((frames, frames));
             }
-            Kind::Memory | Kind::Tables if size > 0 && size <= u32::MAX as u64 => size,
+            Kind::Memory if size > 0 && size <= u32::MAX as u64 => size,
+            Kind::Tables if size > 0 && size <= TABLES_MAX => size,
             Kind::CapSpace if size > 0 && size <= CAP_SPACE_FRAMES_MAX => size,
             Kind::AddressSpace => {
                 let space = SpaceKind::from_raw(size).ok_or(Status::InvalidArgument)?;

@@ -425,3 +425,25 @@ impl IntoWith for (Status, [u64; 6]) {
         )
     }
 }
+
+#[test]
+fn what_one_call_works_through_is_bounded() {
+    let mut w = World::new();
+    let ram = w.ram();
+    for (kind, most) in [(Kind::Tables, 512), (Kind::CapSpace, 4096)] {
+        let a = [ram, kind as u64 | ((most + 1) << 8), 0, 500 | (1 << 32)];
+        assert_eq!(w.call(Call::Retype, &a).0, Status::InvalidArgument);
+        w.make(ram, kind, most, 500, 1);
+        w.ok(Call::Revoke, &[0, ram]);
+    }
+}
+
+#[test]
+fn every_cpu_lets_go_of_a_space_before_its_memory_is_used_again() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::CapSpace, 1, 500, 1);
+    w.seen.flushes.borrow_mut().clear();
+    w.ok(Call::Delete, &[0, 500]);
+    assert_eq!(w.seen.flushes.borrow().as_slice(), &[Flush::Quiesce]);
+}
