@@ -3,7 +3,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`host`], [`boot`], [`guests`], [`size`], [`mod@bench`] | the groups |
+//! | [`host`], [`boot`], [`guests`], [`hostile`], [`size`], [`mod@bench`] | the groups |
 //! | [`session`] | a machine under test: type, wait, transcript |
 //! | [`machines`] | images, each built once |
 //! | [`report`] | claims, summary, skips |
@@ -16,6 +16,7 @@ mod bench;
 mod boot;
 mod guests;
 mod host;
+mod hostile;
 mod machines;
 mod report;
 mod rust_text;
@@ -42,7 +43,11 @@ struct Cli {
     /// standard error.
     #[arg(long)]
     json: bool,
-    /// Of `boot` and `guests`, only the machines whose name contains this; their transcripts are
+    /// With `hostile`: also its tests in builds where the check that a test depends on is off, and
+    /// where it must fail.
+    #[arg(long)]
+    controls: bool,
+    /// Of `boot`, `guests` and `hostile`, only the machines whose name contains this; their transcripts are
     /// called so.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -59,6 +64,8 @@ enum Group {
     Boot,
     /// Unmodified guests.
     Guests,
+    /// Hostile components and guests.
+    Hostile,
     /// Lines and unsafe blocks of the core.
     Size,
     /// Instructions of single operations.
@@ -70,6 +77,7 @@ const ALL: &[Group] = &[
     Group::Host,
     Group::Boot,
     Group::Guests,
+    Group::Hostile,
     Group::Bench,
 ];
 
@@ -104,10 +112,12 @@ fn run(cli: &Cli) -> Result<bool> {
     };
     // All packages at once, so that somebody who must install them by hand is told once.
     let mut tools = Vec::new();
-    if groups
-        .iter()
-        .any(|group| matches!(group, Group::Boot | Group::Guests | Group::Bench))
-    {
+    if groups.iter().any(|group| {
+        matches!(
+            group,
+            Group::Boot | Group::Guests | Group::Hostile | Group::Bench
+        )
+    }) {
         tools.push(packages::QEMU);
     }
     if groups.contains(&Group::Boot) {
@@ -127,6 +137,7 @@ fn run(cli: &Cli) -> Result<bool> {
             Group::Host => host::run(&machines.workspace, &mut report),
             Group::Boot => boot::run(&mut machines, &mut report),
             Group::Guests => guests::run(&mut machines, &mut report),
+            Group::Hostile => hostile::run(&mut machines, &mut report, cli.controls),
             Group::Size => size::run(&machines.workspace, &mut report),
             Group::Bench => bench::run(&mut machines, &mut report, cli.json),
         }

@@ -1,0 +1,24 @@
+//! Group `hostile`: components and guests that do what they must not, and the proof that each test
+//! of isolation can fail.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`components`] | bad components beside a heartbeat and a guest |
+//! | [`guests`] | bad guests beside a good one |
+//! | [`controls`] | the same tests with the check they depend on switched off |
+
+mod components;
+mod controls;
+mod guests;
+
+use crate::machines::Machines;
+use crate::report::Report;
+
+/// Runs the group; with `controls` also every test that must fail.
+pub fn run(machines: &mut Machines, report: &mut Report, controls: bool) {
+    components::run(machines, report);
+    guests::run(machines, report);
+    if controls {
+        controls::run(machines, report);
+    }
+}
