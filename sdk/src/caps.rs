@@ -352,6 +352,19 @@ fn bind(what: u32, to: u32, role: Role) -> Result<(), Status> {
     raw::status_until_done(Call::Bind, [what.into(), to.into(), role as u64, 0, 0, 0])
 }
 
+/// Endpoints, for whoever wired them.
+pub trait EndpointCap {
+    /// The server behind it is being replaced: callers that it leaves without an answer hear
+    /// `Restarted`. Needs `Rights::MANAGE`.
+    fn replace_server(self) -> Result<(), Status>;
+}
+
+impl EndpointCap for Cap<idl::cap::Endpoint> {
+    fn replace_server(self) -> Result<(), Status> {
+        bind(self.slot(), 0, Role::Server)
+    }
+}
+
 /// Scheduling contexts.
 pub trait SchedCap {
     /// Sets CPU, priority and budget per period in TSC ticks (equal: no limit).

@@ -82,7 +82,8 @@ calls! {
     /// Ties `what` to `to`, or unties it when `to` is 0: a `SchedContext` to a `Thread`; a
     /// `Notification` to a `Thread` (its faults and bound messages), to a `Vcpu` (a run returns
     /// while bits are pending) or an `Interrupt` to a `Notification` (with the badge of that
-    /// capability). `role` is a `cap::Role`.
+    /// capability). An `Endpoint` is only untied: from its server, before that is replaced.
+    /// `role` is a `cap::Role`.
     Bind = 12 (what, to, role) -> ();
     /// Sends a message and waits for the answer. `w0..w3` travel in registers both ways.
     Call = 13 (endpoint, info, w0, w1, w2, w3) -> (badge, info, w0, w1, w2, w3);

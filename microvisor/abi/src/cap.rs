@@ -82,6 +82,8 @@ impl Rights {
     pub const RECEIVE: Rights = Rights(2);
     /// `Endpoint`: calls, and answers to them, may carry capabilities.
     pub const GRANT: Rights = Rights(4);
+    /// `Endpoint`: may say that its server was replaced.
+    pub const MANAGE: Rights = Rights(8);
     /// `Notification`: may signal.
     pub const SIGNAL: Rights = Rights(1);
     /// `Notification`: may wait and bind.
@@ -158,6 +160,9 @@ pub enum Role {
     Run = 3,
     /// `Interrupt` to `Notification`: an interrupt signals the capability's badge.
     Line = 4,
+    /// `Endpoint` to nothing: the server that took messages from it is being replaced. A caller
+    /// whose message that server took hears `Restarted` when the reply object goes.
+    Server = 5,
 }
 
 impl Role {
@@ -169,6 +174,7 @@ impl Role {
             2 => Some(Role::Faults),
             3 => Some(Role::Run),
             4 => Some(Role::Line),
+            5 => Some(Role::Server),
             _ => None,
         }
     }

@@ -57,7 +57,8 @@ statuses! {
     Cancelled = 15,
     /// The other side went away without answering.
     Aborted = 16,
-    /// The server behind the endpoint was replaced while the call was under way.
+    /// The server behind the endpoint was replaced after it took the message; whether it acted on
+    /// it is not known. The next call reaches the new server.
     Restarted = 17,
     /// The derivation is as deep as it may be.
     TooDeep = 18,

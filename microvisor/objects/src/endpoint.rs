@@ -26,6 +26,8 @@ pub struct Endpoint {
     tail: Ref<Thread>,
     /// The queue holds receivers, not senders.
     receivers: bool,
+    /// How often the server behind it was replaced.
+    epoch: u32,
 }
 
 // SAFETY: `repr(C)`, words and a bool, valid when zero, small; the only object of this kind.
@@ -216,9 +218,10 @@ impl<M: Machine> Kernel<M> {
             self.enqueue(endpoint, caller, false);
             return Ok(Done::Blocked);
         }
+        let epoch = e.epoch;
         self.transfer(caller, receiver, info)?;
         let t = self.arena.get_mut(caller).ok_or(Status::InvalidCap)?;
-        t.state = State::AwaitingReply;
+        t.await_reply(endpoint, epoch);
         t.may_grant = may_grant;
         let message = words(&t.regs);
         self.hand_over(caller, receiver, endpoint, badge, info, message);
@@ -308,9 +311,9 @@ impl<M: Machine> Kernel<M> {
             return false;
         }
         self.dequeue(endpoint, sender);
+        let epoch = self.arena.get(endpoint).map_or(0, |e| e.epoch);
         if let Some(s) = self.arena.get_mut(sender) {
-            s.state = State::AwaitingReply;
-            s.endpoint = Ref::NULL;
+            s.await_reply(endpoint, epoch);
             s.reply = reply;
         }
         if let Some(r) = self.arena.get_mut(reply) {
@@ -373,6 +376,27 @@ impl<M: Machine> Kernel<M> {
             deliver_words(&mut c.regs, 0, info, message);
         }
         Ok(caller)
+    }
+
+    /// `Bind` with `Role::Server`: whoever took messages from this endpoint answers no more. Senders
+    /// that wait in the queue were seen by nobody; the next server takes them.
+    pub(crate) fn replace_server(&mut self, endpoint: Ref<Endpoint>) -> Result<(), Status> {
+        let e = self.arena.get_mut(endpoint).ok_or(Status::InvalidCap)?;
+        e.epoch = e.epoch.wrapping_add(1);
+        Ok(())
+    }
+
+    /// A reply object is about to go. Its caller hears whether calling again makes sense.
+    pub(crate) fn lose_reply(&mut self, reply: Ref<Reply>) {
+        let caller = self.arena.get(reply).map_or(Ref::NULL, |r| r.caller);
+        let replaced = self.arena.get(caller).is_some_and(|c| {
+            let endpoint = self.arena.get(c.endpoint);
+            endpoint.is_some_and(|e| e.epoch != c.epoch)
+        });
+        if replaced {
+            self.unblock(caller, Status::Restarted);
+        }
+        self.abort_reply(reply, Status::Aborted);
     }
 
     /// Drops the caller that a reply object holds, telling it why.

@@ -480,6 +480,13 @@ impl<M: Machine> Kernel<M> {
                 let (note, bits) = (self.arena.slot(slot).object(), self.arena.slot(slot).extra);
                 self.bind_line(owner, note, if bits != 0 { bits } else { 1 })
             }
+            Role::Server => {
+                if to != 0 {
+                    return Err(Status::InvalidArgument);
+                }
+                let endpoint = self.object(me, what, Kind::Endpoint, Rights::MANAGE)?;
+                self.replace_server(endpoint)
+            }
         }
     }
 

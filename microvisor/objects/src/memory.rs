@@ -399,7 +399,7 @@ impl<M: Machine> Kernel<M> {
                     .destroy(cap.object::<crate::endpoint::Endpoint>());
             }
             Kind::Reply => {
-                self.abort_reply(cap.object(), Status::Aborted);
+                self.lose_reply(cap.object());
                 self.arena.destroy(cap.object::<crate::endpoint::Reply>());
             }
             Kind::Notification => {

@@ -76,8 +76,10 @@ pub struct Thread {
     pub(crate) timer_prev: Ref<Thread>,
     pub(crate) timer_next: Ref<Thread>,
     pub(crate) deadline: u64,
-    /// The object it is blocked on.
+    /// The object it is blocked on. While awaiting a reply: where it called, and that endpoint's
+    /// epoch then.
     pub(crate) endpoint: Ref<Endpoint>,
+    pub(crate) epoch: u32,
     pub(crate) notification: Ref<Notification>,
     pub(crate) reply: Ref<Reply>,
     /// While sending: the badge of the capability it called through.
@@ -102,6 +104,17 @@ const _: () = assert!(core::mem::offset_of!(Thread, regs) == 0);
 
 /// Frames that a thread takes.
 pub const THREAD_FRAMES: u64 = 2;
+
+impl Thread {
+    /// Its message was taken. Every path that takes a message ends here, so that the caller hears
+    /// of a restart.
+    #[inline]
+    pub(crate) fn await_reply(&mut self, endpoint: Ref<Endpoint>, epoch: u32) {
+        self.state = State::AwaitingReply;
+        self.endpoint = endpoint;
+        self.epoch = epoch;
+    }
+}
 
 impl Ref<Thread> {
     /// The thread's message buffer.
