@@ -49,6 +49,7 @@ pub mod cap;
 pub mod console;
 pub mod local;
 pub mod manifest;
+pub mod operator;
 pub mod ring;
 pub mod schema;
 pub mod supervisor;
@@ -237,11 +238,15 @@ pub fn flatten<R, A, E>(outcome: Result<Result<R, A>, Failure<E>>) -> Result<R, 
 }
 
 /// Every interface's name and schema as JSON.
-pub fn exports() -> [(&'static str, alloc::string::String); 4] {
+pub fn exports() -> [(&'static str, alloc::string::String); 5] {
     [
         (bench::Bench::NAME, schema::export::<bench::Bench>()),
         (builder::Builder::NAME, schema::export::<builder::Builder>()),
         (console::Console::NAME, schema::export::<console::Console>()),
+        (
+            operator::Operator::NAME,
+            schema::export::<operator::Operator>(),
+        ),
         (
             supervisor::Supervisor::NAME,
             schema::export::<supervisor::Supervisor>(),

@@ -4,6 +4,10 @@ use crate::bench::{Bench, BenchClient, BenchServer};
 use crate::builder::{BuildError, Builder, BuilderClient, BuilderServer, Built, Compression};
 use crate::console::{ClientKind, Console, ConsoleClient, ConsoleError, ConsoleServer};
 use crate::local::Local;
+use crate::operator::{
+    GuestInfo, GuestOrder, GuestState, MachineInfo, Operator, OperatorClient, OperatorServer,
+    OrderError,
+};
 use crate::supervisor::{Detail, StopReason, Supervisor, SupervisorClient, SupervisorServer};
 use proptest::prelude::*;
 
@@ -55,6 +59,34 @@ impl SupervisorServer for Everything {
     fn exit(&mut self, _: u64) {}
 }
 
+impl OperatorServer for Everything {
+    fn guest(&mut self, _: u64, index: u32) -> Option<GuestInfo> {
+        (index == 0).then(|| GuestInfo {
+            name: name("linux"),
+            state: GuestState::Paused,
+            vcpus: 2,
+            memory_mib: 512,
+            starts: 1,
+        })
+    }
+    fn machine(&mut self, _: u64) -> MachineInfo {
+        MachineInfo {
+            cpus: 2,
+            uptime_ms: 1,
+            memory_kib: 1 << 20,
+            guests_kib: 1 << 19,
+            free_kib: 1 << 18,
+            free_slots: 9,
+        }
+    }
+    fn order(&mut self, _: u64, _: Name, order: GuestOrder) -> Result<GuestState, OrderError> {
+        match order {
+            GuestOrder::Pause => Ok(GuestState::Paused),
+            _ => Err(OrderError::State(GuestState::Paused)),
+        }
+    }
+}
+
 #[test]
 fn a_capability_and_a_badge_arrive_where_they_belong() {
     let local = Local::<Console, _>::with_badge(Everything::default(), 7);
@@ -82,6 +114,20 @@ fn answers_reach_the_caller() {
         .guest_stopped(StopReason::Poweroff, detail)
         .unwrap();
     supervisor.ready().unwrap();
+}
+
+#[test]
+fn orders_are_allowed_or_refused_with_the_state() {
+    let local = Local::<Operator, _>::new(Everything::default());
+    let operator = OperatorClient::connect(local).unwrap();
+    let order = |order| operator.order(name("linux"), order);
+    assert_eq!(order(GuestOrder::Pause), Ok(GuestState::Paused));
+    assert_eq!(
+        order(GuestOrder::Create),
+        Err(CallError::Answer(OrderError::State(GuestState::Paused)))
+    );
+    assert_eq!(operator.guest(0).unwrap().unwrap().vcpus, 2);
+    assert_eq!(operator.guest(1), Ok(None));
 }
 
 #[test]
@@ -116,7 +162,13 @@ fn another_version_is_refused_when_connecting() {
 
 #[test]
 fn hashes_tell_interfaces_apart() {
-    let hashes = [Bench::HASH, Builder::HASH, Console::HASH, Supervisor::HASH];
+    let hashes = [
+        Bench::HASH,
+        Builder::HASH,
+        Console::HASH,
+        Operator::HASH,
+        Supervisor::HASH,
+    ];
     for (index, hash) in hashes.iter().enumerate() {
         assert!(!hashes[index + 1..].contains(hash));
     }
@@ -149,6 +201,7 @@ proptest! {
             fuzz::<Bench>(method, bytes, &caps);
             fuzz::<Builder>(method, bytes, &caps);
             fuzz::<Console>(method, bytes, &caps);
+            fuzz::<Operator>(method, bytes, &caps);
             fuzz::<Supervisor>(method, bytes, &caps);
         }
     }
