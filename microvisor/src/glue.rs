@@ -34,6 +34,9 @@ const SLICE_MS: u64 = 10;
 pub extern "C" fn system_call(regs: *mut Registers) {
     // SAFETY: the stub passes the current thread's registers, which live as long as it is current.
     let (number, first) = unsafe { ((*regs).rax, (*regs).rdi) };
+    if (number == Call::Call as u64 || number == Call::ReplyReceive as u64) && message(number) {
+        return;
+    }
     cpu::trace(Kind::Call, number, first);
     if number == Call::VcpuRun as u64 {
         return vcpu_run(regs, first);
@@ -47,6 +50,40 @@ pub extern "C" fn system_call(regs: *mut Registers) {
     if let Some(next) = settle(kernel) {
         run_elsewhere(next);
     }
+}
+
+/// A message that ends in a handover to its other thread, which is the current one then. False:
+/// nothing was changed. Only without waiting for the lock, since waiting may answer a flush.
+#[inline(always)]
+fn message(number: u64) -> bool {
+    let Some(mut kernel) = KERNEL.try_lock() else {
+        return false;
+    };
+    // SAFETY: this CPU's own data, and no other reference to these fields is held here.
+    let this = unsafe { &mut *cpu::this() };
+    let done = if number == Call::Call as u64 {
+        kernel.fast_call(this.index)
+    } else {
+        kernel.fast_reply_receive(this.index)
+    };
+    let Some(next) = done else { return false };
+    let thread = ARENA.get().pointer(next.thread.addr()).cast::<Thread>();
+    // SAFETY: the object code found the thread alive, and the lock is held.
+    let thread = unsafe { &*thread };
+    this.current_regs = (&raw const thread.regs).cast_mut();
+    this.thread = next.thread;
+    this.last = next.thread;
+    if next.ports {
+        this.descriptors.set_ports(&thread.ports);
+    }
+    if next.root != 0 {
+        hardware::switch_root(next.root);
+    }
+    virt::release();
+    trap::clear_selectors();
+    drop(kernel);
+    cpu::trace(Kind::Message, next.thread.addr().0, number);
+    true
 }
 
 /// An exception or interrupt in user mode.

@@ -69,6 +69,12 @@ impl<T> KernelLock<T> {
         Guard(self)
     }
 
+    /// Takes the lock if nobody has it. Answers no flush.
+    #[inline(always)]
+    pub fn try_lock(&self) -> Option<Guard<'_, T>> {
+        (!self.held.swap(true, Ordering::Acquire)).then_some(Guard(self))
+    }
+
     #[cold]
     #[inline(never)]
     fn wait(&self) {

@@ -33,9 +33,12 @@ pub enum Kind {
     Exit = 6,
     /// A flush was answered: `a` its number.
     Flush = 7,
+    /// A message, by call `b`, and the CPU went straight on with the other thread: `a` its
+    /// registers' address.
+    Message = 8,
 }
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "?",
     "call",
     "interrupt",
@@ -44,6 +47,7 @@ const NAMES: [&str; 8] = [
     "idle",
     "exit",
     "flush",
+    "message",
 ];
 
 /// Name of an event kind.

@@ -8,7 +8,10 @@
 //!
 //! Everything else in this crate is safe code on top of this file and of `slot.rs`.
 
+use crate::cap_space::CapSpace;
 use crate::id::{FrameKind, PhysAddr, Ref};
+use crate::slot::Slot;
+use core::marker::PhantomData;
 
 /// An object that may live in the arena.
 ///
@@ -177,5 +180,69 @@ impl Arena {
     pub fn bytes_mut(&mut self, addr: PhysAddr, bytes: usize) -> &mut [u8] {
         // SAFETY: as `zero`: RAM inside the arena to which no other reference exists.
         unsafe { core::slice::from_raw_parts_mut(self.pointer(addr), bytes) }
+    }
+}
+
+/// The arena while no object is made or destroyed: a reference is checked once and then used as
+/// often as needed. The brand `'v` belongs to one [`Arena::freeze`] alone.
+pub(crate) struct View<'v> {
+    arena: &'v mut Arena,
+    brand: PhantomData<fn(&'v ()) -> &'v ()>,
+}
+
+/// An object that exists as long as the view of this brand.
+pub(crate) struct Live<'v, T> {
+    object: *mut T,
+    brand: PhantomData<fn(&'v ()) -> &'v ()>,
+}
+
+impl<T> Clone for Live<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Live<'_, T> {}
+
+impl Arena {
+    /// Works on objects that cannot come or go meanwhile.
+    #[inline(always)]
+    pub(crate) fn freeze<R>(&mut self, work: impl for<'v> FnOnce(View<'v>) -> R) -> R {
+        work(View {
+            arena: self,
+            brand: PhantomData,
+        })
+    }
+}
+
+impl<'v> View<'v> {
+    /// The object, if it exists.
+    #[inline(always)]
+    pub(crate) fn check<T: Object>(&self, object: Ref<T>) -> Option<Live<'v, T>> {
+        self.arena.alive(object).then(|| Live {
+            object: self.arena.pointer(object.addr()).cast(),
+            brand: PhantomData,
+        })
+    }
+
+    /// Reads an object.
+    #[inline(always)]
+    pub(crate) fn get<T: Object>(&self, live: Live<'v, T>) -> &T {
+        // SAFETY: as in `Arena::get`. `check` found it alive in this very arena (the brand), which
+        // the view has held exclusively since, without a way to destroy objects.
+        unsafe { &*live.object }
+    }
+
+    /// Changes an object.
+    #[inline(always)]
+    pub(crate) fn get_mut<T: Object>(&mut self, live: Live<'v, T>) -> &mut T {
+        // SAFETY: as in `get`; `&mut self` makes the reference exclusive.
+        unsafe { &mut *live.object }
+    }
+
+    /// The slot with this number, which may be empty.
+    #[inline(always)]
+    pub(crate) fn slot(&self, space: Ref<CapSpace>, slot: u32) -> Option<&Slot> {
+        let slot = self.arena.slot_in(space, slot).ok()?;
+        Some(self.arena.slot(slot))
     }
 }

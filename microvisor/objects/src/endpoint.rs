@@ -22,12 +22,35 @@ const REFUSALS: usize = 16;
 #[derive(Debug)]
 #[repr(C)]
 pub struct Endpoint {
-    head: Ref<Thread>,
+    pub(crate) head: Ref<Thread>,
     tail: Ref<Thread>,
     /// The queue holds receivers, not senders.
-    receivers: bool,
+    pub(crate) receivers: bool,
     /// How often the server behind it was replaced.
-    epoch: u32,
+    pub(crate) epoch: u32,
+}
+
+impl Endpoint {
+    /// True if nobody waits.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.is_null()
+    }
+
+    /// The only thread that waited does so no more.
+    #[inline]
+    pub(crate) fn empty(&mut self) {
+        self.head = Ref::NULL;
+        self.tail = Ref::NULL;
+    }
+
+    /// Makes a thread that is in no queue the only receiver.
+    #[inline]
+    pub(crate) fn only_receiver(&mut self, thread: Ref<Thread>) {
+        self.head = thread;
+        self.tail = thread;
+        self.receivers = true;
+    }
 }
 
 // SAFETY: `repr(C)`, words and a bool, valid when zero, small; the only object of this kind.
@@ -52,12 +75,12 @@ unsafe impl Object for Reply {
 
 /// The registers that carry a message's words.
 #[inline]
-fn words(r: &Registers) -> [u64; 4] {
+pub(crate) fn words(r: &Registers) -> [u64; 4] {
     [r.rdx, r.r10, r.r8, r.r9]
 }
 
 #[inline]
-fn deliver_words(to: &mut Registers, badge: u64, info: MessageInfo, words: [u64; 4]) {
+pub(crate) fn deliver_words(to: &mut Registers, badge: u64, info: MessageInfo, words: [u64; 4]) {
     to.rax = Status::Ok as u64;
     to.rdi = badge;
     to.rsi = info.0;

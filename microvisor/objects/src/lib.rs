@@ -5,6 +5,7 @@
 //! - `slot`, `cap_space`: capabilities and their derivation;
 //! - `memory`, `translate`: retype, mappings, page tables, and what deleting a capability does;
 //! - `thread`, `sched`, `endpoint`, `notification`: execution, time and communication;
+//! - `fast`: the common case of messages, short;
 //! - `vcpu`, `interrupt`: guests and lines, as far as they are objects;
 //! - `kernel`: the state that the lock guards and the one `match` over all calls.
 //!
@@ -18,6 +19,7 @@ pub mod cap_space;
 #[cfg(debug_assertions)]
 pub mod check;
 pub mod endpoint;
+pub mod fast;
 pub mod id;
 pub mod interrupt;
 pub mod kernel;
@@ -31,6 +33,7 @@ pub mod translate;
 pub mod vcpu;
 
 pub use arena::Arena;
+pub use fast::Handover;
 pub use id::{PhysAddr, Ref, VcpuArea};
 pub use kernel::{Config, Kernel};
 pub use machine::{Flush, GuestTables, Machine};

@@ -27,6 +27,14 @@ unsafe impl Object for Notification {
     const KIND: FrameKind = FrameKind::Notification;
 }
 
+impl Notification {
+    /// True if a bit is set.
+    #[inline]
+    pub(crate) fn is_set(&self) -> bool {
+        self.bits.load(Ordering::SeqCst) != 0
+    }
+}
+
 impl<M: Machine> Kernel<M> {
     /// Sets bits and wakes whoever waits for them.
     pub(crate) fn signal(&mut self, notification: Ref<Notification>, bits: u64) {

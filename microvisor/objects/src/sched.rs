@@ -68,6 +68,12 @@ impl Cpu {
         charged: 0,
     };
 
+    /// True if a thread of this priority or a higher one is ready.
+    #[inline]
+    pub(crate) fn urgent(&self, priority: u8) -> bool {
+        self.occupied.unbounded_shr(priority.into()) != 0
+    }
+
     fn highest(&self) -> Option<usize> {
         (31 - self.occupied.leading_zeros() as i32).try_into().ok()
     }
@@ -478,6 +484,7 @@ impl<M: Machine> Kernel<M> {
         if let Some(t) = self.arena.get_mut(thread) {
             t.cpu = cpu as u8;
             t.priority = priority as u8;
+            t.unlimited = budget == period;
         }
         if matches!(was, Some(State::Ready | State::Throttled)) {
             self.make_ready(thread);
@@ -504,6 +511,7 @@ impl<M: Machine> Kernel<M> {
             return Err(Status::NotBound);
         }
         let (cpu, priority) = (s.cpu as u8, s.priority as u8);
+        let unlimited = s.budget >= s.period;
         let t = self.arena.get(thread).ok_or(Status::InvalidCap)?;
         if self.arena.alive(t.sched) {
             return Err(Status::Busy);
@@ -513,6 +521,7 @@ impl<M: Machine> Kernel<M> {
             t.sched = sched;
             t.cpu = cpu;
             t.priority = priority;
+            t.unlimited = unlimited;
         }
         if let Some(s) = self.arena.get_mut(sched) {
             s.thread = thread;
@@ -540,6 +549,7 @@ impl<M: Machine> Kernel<M> {
         }
         if let Some(t) = self.arena.get_mut(thread) {
             t.sched = Ref::NULL;
+            t.unlimited = false;
             if runnable {
                 t.state = State::Ready;
             }

@@ -66,6 +66,8 @@ pub struct Thread {
     pub(crate) cpu: u8,
     pub(crate) priority: u8,
     pub(crate) fault_vector: u8,
+    /// It has time, and as much as it likes.
+    pub(crate) unlimited: bool,
     pub(crate) space: Ref<AddressSpace>,
     pub(crate) caps: Ref<CapSpace>,
     pub(crate) sched: Ref<SchedContext>,
@@ -113,6 +115,12 @@ impl Thread {
         self.state = State::AwaitingReply;
         self.endpoint = endpoint;
         self.epoch = epoch;
+    }
+
+    /// True if it may use any port.
+    #[inline]
+    pub(crate) fn has_ports(&self) -> bool {
+        self.ports.iter().fold(0, |any, range| any | range.count) != 0
     }
 }
 
