@@ -74,6 +74,10 @@ pub fn build(workspace: &Workspace, order: &Order) -> Result<Image> {
         .file_stem()
         .map(|stem| stem.to_string_lossy().into_owned());
     let name = name.context("the description has no file name")?;
+    let name = match workspace.control {
+        None => name,
+        Some(control) => format!("control-{}", control.name),
+    };
     let folder = match &order.out {
         Some(out) => out.clone(),
         None => workspace.root.join("build").join(&name),

@@ -9,12 +9,14 @@
 //! | [`elf`], [`symbols`], [`verify`] | what is made of a program |
 //! | [`manifest`], [`archive`], [`iso`] | what is written |
 //! | [`qemu`], [`packages`] | what runs it |
+//! | [`controls`] | builds with a check off, for tests that must fail |
 //!
 //! The image-builder has no rights on anybody's machine but to build: it installs Debian packages
 //! only when run as root, and otherwise says how.
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod controls;
 pub mod debian;
 pub mod description;
 pub mod elf;

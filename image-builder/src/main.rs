@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use image_builder::controls::{CONTROLS, Control};
 use image_builder::image::{self, Image, Order};
 use image_builder::progress::say;
 use image_builder::qemu::{GUEST_FAILED, Machine, POWERED_OFF, gdb};
@@ -32,7 +33,13 @@ enum Verb {
         /// Only the direct-boot pair for QEMU.
         #[arg(long)]
         no_iso: bool,
+        /// Switch off one check (`cargo image controls` lists them), to see a test fail. Goes to
+        /// build/control-NAME; the core says so at boot.
+        #[arg(long, value_name = "NAME", conflicts_with = "out")]
+        control: Option<String>,
     },
+    /// Lists the checks that `build --control` can switch off, and the test that fails then.
+    Controls,
     /// Builds, and boots in QEMU on this terminal (Ctrl-a x ends it).
     Run {
         #[command(flatten)]
@@ -106,8 +113,18 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb) -> Result<ExitCode> {
     // Compiled-in: the tool belongs to the workspace that it was built from.
-    let workspace = Workspace::find(Path::new(env!("CARGO_MANIFEST_DIR")))?;
+    let mut workspace = Workspace::find(Path::new(env!("CARGO_MANIFEST_DIR")))?;
     match verb {
+        Verb::Controls => {
+            for control in CONTROLS {
+                println!(
+                    "{:14} {}: not done: {}",
+                    control.name, control.file, control.off
+                );
+                println!("{:14} fails: {}", "", control.claim);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Check { system } => {
             let path = system.path(&workspace);
             image::check(&workspace, &path)?;
@@ -118,7 +135,14 @@ fn run(verb: Verb) -> Result<ExitCode> {
             system,
             out,
             no_iso,
+            control,
         } => {
+            workspace.control = match control {
+                None => None,
+                Some(name) => Some(Control::find(&name).with_context(|| {
+                    format!("no control is called {name}; cargo image controls lists them")
+                })?),
+            };
             let order = Order {
                 system: system.path(&workspace),
                 out,

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::controls::Control;
 use crate::progress::step;
 use crate::rules::{Packages, Wishes};
 
@@ -25,6 +26,8 @@ pub struct Workspace {
     pub target: PathBuf,
     /// Bare-metal programs and what they wish.
     pub packages: Packages,
+    /// The check that is off in what is built; `None` but for tests that must fail.
+    pub control: Option<&'static Control>,
 }
 
 /// Which flags a program is built with.
@@ -110,6 +113,7 @@ impl Workspace {
             root: path("workspace_root")?,
             target: path("target_directory")?,
             packages,
+            control: None,
         })
     }
 
@@ -118,13 +122,24 @@ impl Workspace {
         if packages.is_empty() {
             return Ok(Vec::new());
         }
-        let folder = self.target.join(flavour.folder());
+        let control = self
+            .control
+            .filter(|control| flavour == Flavour::Core || control.is_in_components());
+        let folder = match control {
+            None => self.target.join(flavour.folder()),
+            Some(_) => self.target.join("control").join(flavour.folder()),
+        };
         let mut command = cargo();
         command
             .args(["build", "--release", "--target", TARGET, "--target-dir"])
             .arg(&folder);
         for package in packages {
             command.args(["-p", package]);
+        }
+        if control.is_some() {
+            // Built once, booted once.
+            command.env("CARGO_PROFILE_RELEASE_LTO", "off");
+            command.env("CARGO_INCREMENTAL", "0");
         }
         // Paths of this machine must not get into images.
         let mut flags: Vec<String> = flavour
@@ -135,6 +150,9 @@ impl Workspace {
         flags.push(format!("--remap-path-prefix={}=.", self.root.display()));
         if let Some(home) = cargo_home() {
             flags.push(format!("--remap-path-prefix={}=cargo", home.display()));
+        }
+        if let Some(control) = control {
+            flags.extend(["--cfg".to_owned(), format!("control=\"{}\"", control.name)]);
         }
         command
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))

@@ -58,6 +58,9 @@ mod virt;
 #[cfg(target_os = "none")]
 extern "C" fn kernel_start(magic: u32, info: u32, tsc: u64) -> ! {
     logger::init();
+    if let Some(name) = option_env!("CONTROL_BUILD") {
+        log::error!("CONTROL BUILD: check {name} is off");
+    }
     start::start(magic, info, tsc)
 }
 

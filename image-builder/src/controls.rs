@@ -1,0 +1,117 @@
+//! Control builds: one check of the core or of a component is switched off, so that the test which
+//! depends on it can be seen to fail. This is the one list of them; `cargo image controls` prints
+//! it, `cargo suite hostile --controls` runs it, and a test holds it against the source.
+//!
+//! A check is switched off by `#[cfg(control = "NAME")]` or `#[cfg(not(control = "NAME"))]` at the
+//! place that the list names. The option that sets it is never given by a plain build; what comes
+//! out goes to folders of its own, `build/control-NAME` and `target/control`, and a core that was
+//! built so says "CONTROL BUILD" at every boot.
+
+/// A check that can be switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// What `--control` takes.
+    pub name: &'static str,
+    /// Where the check is, in the workspace.
+    pub file: &'static str,
+    /// What no longer happens.
+    pub off: &'static str,
+    /// The claim of group `hostile` that fails without it.
+    pub claim: &'static str,
+}
+
+impl Control {
+    /// The control of this name.
+    pub fn find(name: &str) -> Option<&'static Control> {
+        CONTROLS.iter().find(|control| control.name == name)
+    }
+
+    /// Whether components are built with it too. The core always is, since it is the one that
+    /// says so at boot.
+    pub fn is_in_components(&self) -> bool {
+        !self.file.starts_with("microvisor/")
+    }
+}
+
+/// Every control.
+pub const CONTROLS: &[Control] = &[Control {
+    name: "rights",
+    file: "microvisor/objects/src/cap_space.rs",
+    off: "a call asks for the right that it needs",
+    claim: "a_right_that_was_not_given_cannot_be_used",
+}];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
+        let Ok(entries) = fs::read_dir(folder) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let name = entry.file_name();
+            if path.is_dir() && !["target", "build", ".git"].iter().any(|skip| name == *skip) {
+                sources(&path, out);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                out.push(path);
+            }
+        }
+    }
+
+    /// Names of controls in the text of a file.
+    fn named(text: &str) -> BTreeSet<String> {
+        let mark = concat!("control ", "= \"");
+        let rest = text.split(mark).skip(1);
+        rest.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()))
+            .filter(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
+            .collect()
+    }
+
+    #[test]
+    fn the_list_and_the_source_name_the_same_controls() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut files = Vec::new();
+        for folder in ["microvisor", "components", "sdk", "idl"] {
+            sources(&root.join(folder), &mut files);
+        }
+        let mut found = BTreeSet::new();
+        for path in &files {
+            let text = fs::read_to_string(path).unwrap();
+            let file = path
+                .strip_prefix(&root)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
+            // What tests switch off on the host is not a build of the system.
+            if file.contains("/tests/") || file.starts_with("microvisor/spec/") {
+                continue;
+            }
+            found.extend(named(&text).into_iter().map(|name| (name, file.clone())));
+        }
+        let listed: BTreeSet<_> = CONTROLS
+            .iter()
+            .map(|control| (control.name.to_owned(), control.file.to_owned()))
+            .collect();
+        assert_eq!(found, listed);
+        assert_eq!(listed.len(), CONTROLS.len(), "a control is listed twice");
+    }
+
+    #[test]
+    fn names_are_found_in_both_forms() {
+        let text = concat!(
+            "#[cfg(not(control ",
+            "= \"a-b\"))] x #[cfg(control ",
+            "= \"c\")]"
+        );
+        assert_eq!(
+            named(text),
+            BTreeSet::from(["a-b".to_owned(), "c".to_owned()])
+        );
+    }
+}
