@@ -9,7 +9,7 @@ use idl::cap::{
     SchedContext, Tables, Thread, Vcpu,
 };
 pub use idl::{Cap, cap};
-use microvisor_abi::cap::{InterruptOp, Role};
+use microvisor_abi::cap::{InterruptOp, Role, Slot};
 use microvisor_abi::{Call, Kind, Rights, SpaceKind, Status, thread, vcpu};
 
 use crate::{local, raw, slots};
@@ -133,6 +133,17 @@ fn in_new_slot<K>(make: impl FnOnce(u32) -> Result<(), Status>) -> Result<Cap<K>
 /// Deletes what is in a slot of another capability space (its holder's, for instance).
 pub fn delete_in(space: Cap<CapSpace>, slot: u32) -> Result<(), Status> {
     raw::status_until_done(Call::Delete, [space.slot().into(), slot.into(), 0, 0, 0, 0])
+}
+
+/// What is in a slot of a capability space that one holds ([`OWN`]: the own one). A slot beyond its
+/// end is `InvalidCap`.
+pub fn inspect(space: Cap<CapSpace>, slot: u32) -> Result<Slot, Status> {
+    let (status, [what, number, more, ..]) = raw::call(
+        Call::Inspect,
+        [space.slot().into(), slot.into(), 0, 0, 0, 0],
+    );
+    status.result()?;
+    Slot::from_words(what, number, more).ok_or(Status::Unsupported)
 }
 
 /// Making objects out of untyped memory.

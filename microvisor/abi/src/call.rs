@@ -110,4 +110,7 @@ calls! {
     InterruptControl = 21 (interrupt, line, op) -> ();
     /// Lets a `Thread` or a `Vcpu` use the ports of an `IoPorts` capability directly.
     PortsGrant = 22 (ports, to) -> ();
+    /// What is in a slot, an empty one included, as `cap::Slot` reads it: `what` is kind, rights,
+    /// order and whether it is mapped; `number` and `more` depend on the kind.
+    Inspect = 23 (space, slot) -> (what, number, more);
 }

@@ -60,6 +60,51 @@ impl Kind {
     }
 }
 
+/// What [`crate::Call::Inspect`] tells of a slot. It says what its holder may do, never where in
+/// memory that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// What it names; `Null` for an empty slot.
+    pub kind: Kind,
+    /// With these rights.
+    pub rights: Rights,
+    /// `Frame`: log2 of its size.
+    pub order: u8,
+    /// It records a mapping (`IoPorts`: a grant).
+    pub mapped: bool,
+    /// `Endpoint`, `Notification`: badge. `Memory`, `Tables`, `CapSpace`: frames. `Interrupt`,
+    /// `IoPorts`, `Cpu`: `first | count << 32`. Otherwise 0.
+    pub number: u64,
+    /// `Memory`: frames of it that were handed out. `Cpu`: highest priority. Otherwise 0.
+    pub more: u64,
+}
+
+impl Slot {
+    /// From the result words.
+    pub const fn from_words(what: u64, number: u64, more: u64) -> Option<Slot> {
+        let Some(kind) = Kind::from_raw(what as u8) else {
+            return None;
+        };
+        Some(Slot {
+            kind,
+            rights: Rights((what >> 8) as u8),
+            order: (what >> 16) as u8,
+            mapped: what >> 24 & 1 != 0,
+            number,
+            more,
+        })
+    }
+
+    /// The result words.
+    pub const fn words(self) -> [u64; 3] {
+        let what = self.kind as u64
+            | (self.rights.0 as u64) << 8
+            | (self.order as u64) << 16
+            | (self.mapped as u64) << 24;
+        [what, self.number, self.more]
+    }
+}
+
 /// A set of rights. What a bit allows depends on the kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]

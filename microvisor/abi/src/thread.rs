@@ -97,15 +97,20 @@ pub struct Report {
     pub address: u64,
     /// Registers.
     pub registers: Registers,
+    /// The last call that was refused for its capability (`InvalidCap`, `WrongKind`, `NoRight`):
+    /// call number and status (`<< 32`), then its first two arguments. Zeros: none was.
+    pub refused: [u64; 3],
 }
 
 impl Report {
+    /// Words that the core writes.
+    const WORDS: usize = 25;
     /// Size in bytes.
-    pub const SIZE: usize = 22 * 8;
+    pub const SIZE: usize = Self::WORDS * 8;
 
     /// Reads a report from a message buffer; `None` if it is shorter than [`Report::SIZE`].
     pub fn from_bytes(bytes: &[u8]) -> Option<Report> {
-        let mut words = [0u64; 22];
+        let mut words = [0u64; Self::WORDS];
         for (word, chunk) in words
             .iter_mut()
             .zip(bytes.get(..Self::SIZE)?.chunks_exact(8))
@@ -132,6 +137,7 @@ impl Report {
             rip,
             rsp,
             rflags,
+            refused @ ..,
         ] = rest;
         let registers = Registers {
             rax,
@@ -159,11 +165,12 @@ impl Report {
             error_code,
             address,
             registers,
+            refused,
         })
     }
 
     /// The report as the words that the core writes.
-    pub fn words(&self) -> [u64; 22] {
+    pub fn words(&self) -> [u64; Self::WORDS] {
         let r = &self.registers;
         [
             self.state,
@@ -188,6 +195,9 @@ impl Report {
             r.rip,
             r.rsp,
             r.rflags,
+            self.refused[0],
+            self.refused[1],
+            self.refused[2],
         ]
     }
 }

@@ -149,6 +149,29 @@ impl<M: Machine> Kernel<M> {
         }
     }
 
+    /// `Inspect`.
+    pub(crate) fn inspect(&self, slot: SlotRef) -> microvisor_abi::cap::Slot {
+        let cap = self.arena.slot(slot);
+        let kind = cap.kind();
+        let (number, more) = match kind {
+            Kind::Endpoint | Kind::Notification | Kind::Tables | Kind::CapSpace => (cap.extra, 0),
+            // What was made of it may all be gone: then the next `Retype` starts over.
+            Kind::Memory if !self.arena.has_children(slot) => (cap.extra, 0),
+            Kind::Memory => (cap.extra, cap.mark & 0xffff_ffff),
+            Kind::Interrupt | Kind::IoPorts => (cap.object, 0),
+            Kind::Cpu => (cap.object, cap.extra),
+            _ => (0, 0),
+        };
+        microvisor_abi::cap::Slot {
+            kind,
+            rights: cap.rights,
+            order: cap.order,
+            mapped: cap.has_flag(flag::MAPPED),
+            number,
+            more,
+        }
+    }
+
     /// Puts a child of `source` with at most `rights` into the empty slot `to`.
     pub(crate) fn derive(
         &mut self,

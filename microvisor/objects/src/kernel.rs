@@ -101,7 +101,11 @@ impl<M: Machine> Kernel<M> {
         let status = match done {
             Ok(Done::Blocked) => return true,
             Ok(Done::Written) => return self.stirred,
-            Ok(Done::Status(status)) | Err(status) => status,
+            Ok(Done::Status(status)) => status,
+            Err(status) => {
+                self.note_refusal(thread, number, a, status);
+                status
+            }
         };
         match self.arena.get_mut(thread) {
             Some(t) => t.regs.rax = status as u64,
@@ -252,6 +256,26 @@ impl<M: Machine> Kernel<M> {
                 }
                 ok
             }
+            Call::Inspect => {
+                let slot = self.place(me, a[0], a[1])?;
+                let words = self.inspect(slot).words();
+                if let Some(t) = self.arena.get_mut(me) {
+                    [t.regs.rdi, t.regs.rsi, t.regs.rdx] = words;
+                }
+                ok
+            }
+        }
+    }
+
+    /// Keeps which capability a thread was last refused, for whoever reports its death.
+    #[cold]
+    fn note_refusal(&mut self, thread: Ref<Thread>, number: u64, a: [u64; 6], status: Status) {
+        if matches!(
+            status,
+            Status::InvalidCap | Status::WrongKind | Status::NoRight
+        ) && let Some(t) = self.arena.get_mut(thread)
+        {
+            t.refused = [number | (status as u64) << 32, a[0], a[1]];
         }
     }
 
@@ -326,6 +350,7 @@ impl<M: Machine> Kernel<M> {
         t.state = State::Stopped;
         t.space = space;
         t.caps = caps;
+        t.refused = [0; 3];
         t.regs = Default::default();
         t.regs.rip = a[3];
         t.regs.rsp = a[4];
@@ -393,6 +418,7 @@ impl<M: Machine> Kernel<M> {
                     error_code: t.fault_code,
                     address: t.fault_address,
                     registers: t.regs,
+                    refused: t.refused,
                 };
                 let buffer = me.buffer();
                 for (index, word) in report.words().into_iter().enumerate() {

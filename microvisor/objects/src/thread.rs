@@ -94,6 +94,8 @@ pub struct Thread {
     pub(crate) fault_bits: u64,
     pub(crate) fault_code: u64,
     pub(crate) fault_address: u64,
+    /// `Report::refused`.
+    pub(crate) refused: [u64; 3],
 }
 
 // SAFETY: `repr(C)`, plain words and `repr(u8)` enums and bools with a zero variant, well below

@@ -1,8 +1,9 @@
-//! Claims about replacing the server behind an endpoint: what its callers hear, and who may do it.
+//! Claims about supervision: replacing the server behind an endpoint, what its callers hear and who
+//! may do it; looking at what a space holds; what is known of a dead thread.
 
 mod world;
 
-use microvisor_abi::cap::Role;
+use microvisor_abi::cap::{Role, Slot};
 use microvisor_abi::{Call, FOREVER, Kind, Rights, Status};
 use microvisor_objects::{Ref, Thread};
 use world::World;
@@ -153,4 +154,70 @@ fn only_a_right_to_manage_replaces_a_server_and_nothing_takes_its_place() {
         Status::InvalidArgument
     );
     assert_eq!(w.call(Call::Bind, &[REPLY, 0, role]).0, Status::WrongKind);
+}
+
+fn inspect(w: &mut World, space: u64, slot: u64) -> Slot {
+    let [what, number, more, ..] = w.ok(Call::Inspect, &[space, slot]);
+    Slot::from_words(what, number, more).expect("a kind")
+}
+
+#[test]
+fn inspect_tells_kind_rights_and_badge_of_a_space_that_one_holds() {
+    let mut w = wired();
+    let ram = w.ram();
+    w.make(ram, Kind::CapSpace, 1, 600, 1);
+    w.ok(
+        Call::Copy,
+        &[ENDPOINT, 600, 20, Rights::CALL.0.into(), 77, 0],
+    );
+    let seen = inspect(&mut w, 600, 20);
+    assert_eq!(
+        (seen.kind, seen.rights, seen.number),
+        (Kind::Endpoint, Rights::CALL, 77)
+    );
+    assert_eq!(inspect(&mut w, 600, 21).kind, Kind::Null);
+    // A space of one frame has 63 slots, number 0 included.
+    assert_eq!(w.call(Call::Inspect, &[600, 63]).0, Status::InvalidCap);
+    assert_eq!(w.call(Call::Inspect, &[0, 0]).0, Status::InvalidCap);
+    assert_eq!(w.call(Call::Inspect, &[ENDPOINT, 1]).0, Status::WrongKind);
+    w.ok(Call::Copy, &[600, 0, 601, 0, 0, 0]);
+    assert_eq!(w.call(Call::Inspect, &[601, 20]).0, Status::NoRight);
+}
+
+#[test]
+fn inspect_counts_what_a_memory_handed_out_and_got_back() {
+    let mut w = wired();
+    assert_eq!(inspect(&mut w, 0, MEMORY).more, 1);
+    w.make(MEMORY, Kind::Frame, 12, 600, 4);
+    let seen = inspect(&mut w, 0, MEMORY);
+    assert_eq!((seen.number, seen.more), (8, 5));
+    w.ok(Call::Revoke, &[0, MEMORY]);
+    assert_eq!(inspect(&mut w, 0, MEMORY).more, 0);
+}
+
+#[test]
+fn a_report_names_the_capability_that_was_refused_last() {
+    use microvisor_abi::thread::Report;
+    let mut w = wired();
+    let thread = w.thread(CLIENT, 0, 21);
+    assert_eq!(w.turn(), thread);
+    assert_eq!(w.call(Call::Signal, &[REPLY, 5]).0, Status::WrongKind);
+    // Not a matter of capabilities.
+    assert_eq!(
+        w.call(Call::Bind, &[ENDPOINT, 1, Role::Server as u64]).0,
+        Status::InvalidArgument
+    );
+    w.kernel.fault(14, 6, 0xdead_b000);
+    assert_eq!(w.turn(), w.root);
+    w.ok(Call::ThreadControl, &[CLIENT, 3]);
+    let bytes: Vec<u8> = (0..Report::SIZE as u64 / 8)
+        .flat_map(|index| {
+            let word: u64 = w.kernel.arena.read(w.root.buffer().add(index * 8));
+            word.to_le_bytes()
+        })
+        .collect();
+    let report = Report::from_bytes(&bytes).expect("a report");
+    assert_eq!((report.vector, report.address), (14, 0xdead_b000));
+    let refused = Call::Signal as u64 | (Status::WrongKind as u64) << 32;
+    assert_eq!(report.refused, [refused, REPLY, 5]);
 }
