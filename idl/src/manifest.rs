@@ -95,7 +95,7 @@ pub struct Ports {
     pub count: u16,
 }
 
-/// What root does when a component faults.
+/// What root does when a component dies: faults, says that it failed, or cannot be started again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Restart {
     /// Report it; it stays down.
@@ -103,6 +103,14 @@ pub enum Restart {
     Never,
     /// Report it, tear it down and start it again with the same wiring.
     Always,
+    /// The same, but after so many restarts within so many seconds it stays down: a component that
+    /// dies as soon as it runs is of no use to its clients, who wait for it.
+    Limited {
+        /// Restarts.
+        times: u32,
+        /// Seconds.
+        seconds: u32,
+    },
 }
 
 /// A virtual machine.

@@ -93,8 +93,8 @@ pub struct Component {
     pub interrupts: Vec<At<u32>>,
     /// Files it may read: where they come from.
     pub files: Vec<At<Input>>,
-    /// Started again when it faults.
-    pub restart: bool,
+    /// Whether it is started again when it dies.
+    pub restart: idl::manifest::Restart,
 }
 
 impl Component {

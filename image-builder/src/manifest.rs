@@ -1,6 +1,6 @@
 //! A judged description as the manifest that root reads.
 
-use idl::manifest::{Component, Exit, Guest, Manifest, Need, Ports, Restart};
+use idl::manifest::{Component, Exit, Guest, Manifest, Need, Ports};
 
 use crate::description::Description;
 use crate::rules::server_of;
@@ -75,11 +75,7 @@ fn component(description: &Description, from: &crate::description::Component) ->
         files: (0..from.files.len())
             .map(|index| own_file(&name, index))
             .collect(),
-        restart: if from.restart {
-            Restart::Always
-        } else {
-            Restart::Never
-        },
+        restart: from.restart,
         name,
     }
 }

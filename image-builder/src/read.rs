@@ -6,6 +6,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
+use idl::manifest::Restart;
 use toml::de::{DeTable, DeValue};
 
 use crate::description::{At, Component, Description, Guest, Input, Need, System};
@@ -37,6 +38,7 @@ const GUEST: &[&str] = &[
     "name", "kernel", "initrd", "cmdline", "memory", "vcpus", "cpus", "builder", "vmm", "console",
 ];
 const NEED: &[&str] = &["interface", "server"];
+const RESTART: &[&str] = &["times", "seconds"];
 
 /// Reads the file at `path`. The problems found so far come with the description, so that `rules`
 /// can add to them.
@@ -348,12 +350,7 @@ impl Reader {
         let priority = self.number(&table, "priority", 31, 10);
         let cpu = self.number(&table, "cpu", u64::from(u32::MAX), 0);
         let threads = self.number(&table, "threads", 16, 0);
-        let restart = self.string(&table, "restart");
-        if let Some(restart) = &restart
-            && !["never", "always"].contains(&restart.value.as_str())
-        {
-            self.wrong(&table, "restart", &restart.span, "\"never\" or \"always\"");
-        }
+        let restart = self.restart(&table);
         Component {
             span,
             package: self.string(&table, "package"),
@@ -382,9 +379,23 @@ impl Reader {
             files: self.list(&table, "files", "files = [\"path\"]", |_, value, at| {
                 Some(At::new(Input::parse(value.as_str()?).ok()?, at))
             }),
-            restart: restart.is_some_and(|restart| restart.value == "always"),
+            restart,
             name,
         }
+    }
+
+    fn restart(&mut self, table: &Table<'_>) -> Restart {
+        let Some((value, span)) = table.get("restart") else {
+            return Restart::Never;
+        };
+        if let Some(limits) = value.as_table() {
+            self.unknown_keys("restart", limits, RESTART);
+        }
+        restart(value).unwrap_or_else(|| {
+            let expected = "\"never\", \"always\" or { times = 5, seconds = 60 }";
+            self.wrong(table, "restart", &span, expected);
+            Restart::Never
+        })
     }
 
     fn need(&mut self, value: &DeValue<'_>, span: Range<usize>) -> Option<Need> {
@@ -458,6 +469,24 @@ impl Reader {
             name,
         }
     }
+}
+
+fn restart(value: &DeValue<'_>) -> Option<Restart> {
+    match value.as_str() {
+        Some("never") => return Some(Restart::Never),
+        Some("always") => return Some(Restart::Always),
+        Some(_) => return None,
+        None => {}
+    }
+    let table = value.as_table()?;
+    let number = |key| {
+        let number = integer(table.get(key)?.get_ref())?;
+        u32::try_from(number).ok().filter(|number| *number > 0)
+    };
+    Some(Restart::Limited {
+        times: number("times")?,
+        seconds: number("seconds")?,
+    })
 }
 
 fn named<'a>(document: &'a DeTable<'a>) -> impl Iterator<Item = (&'a str, &'a DeTable<'a>)> {

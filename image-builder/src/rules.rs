@@ -6,6 +6,7 @@ use std::fmt;
 
 use crate::description::{Component, Description, Guest, Input, ROOT};
 use crate::problem::{Problems, nearest};
+use idl::manifest::Restart;
 
 /// What the core, root and tables take of the machine's memory, at most, in MiB.
 const SYSTEM_RESERVE_MIB: u64 = 64;
@@ -242,6 +243,13 @@ impl Rules<'_> {
         }
         for file in &component.files {
             self.input(&file.span, &what, &file.value);
+        }
+        if component.per_guest && component.restart != Restart::Never {
+            self.add(
+                &component.span,
+                format!("{what}: `restart` with `per-guest`"),
+                "leave it out: when a guest's VMM dies, its guest is gone, and a new VMM would have nothing to go on with",
+            );
         }
         for need in &component.needs {
             if let Err((message, advice)) =

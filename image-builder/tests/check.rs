@@ -53,6 +53,38 @@ fn says(text: &str, line: usize, words: &[&str]) {
 const GUEST: &str = "[[guest]]\nname = \"linux\"\nkernel = \"debian:linux-image-amd64\"\n";
 
 #[test]
+fn restart_is_a_word_or_a_limit() {
+    use idl::manifest::Restart;
+    let of = |value: &str| {
+        let text = format!("{GUEST}[[component]]\nname = \"bench\"\nrestart = {value}\n");
+        assert_eq!(messages(&text), [], "{value}");
+        let (description, _) = read::text(Path::new("system.toml"), text);
+        let manifest = manifest::manifest(&description);
+        manifest.component("bench").expect("bench").restart
+    };
+    assert_eq!(of("\"never\""), Restart::Never);
+    assert_eq!(of("\"always\""), Restart::Always);
+    assert_eq!(
+        of("{ times = 3, seconds = 10 }"),
+        Restart::Limited {
+            times: 3,
+            seconds: 10
+        }
+    );
+    for wrong in [
+        "true",
+        "\"often\"",
+        "{ times = 3 }",
+        "{ times = 0, seconds = 1 }",
+    ] {
+        let text = format!("{GUEST}[[component]]\nname = \"bench\"\nrestart = {wrong}\n");
+        says(&text, 6, &["component bench", "`restart`", "times = 5"]);
+    }
+    let text = format!("{GUEST}[[component]]\nname = \"vmm\"\nrestart = \"always\"\n");
+    says(&text, 4, &["component vmm", "per-guest"]);
+}
+
+#[test]
 fn one_guest_is_a_whole_system() {
     assert_eq!(messages(GUEST), []);
     let (description, _) = read::text(Path::new("system.toml"), GUEST.into());
