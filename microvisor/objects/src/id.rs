@@ -58,61 +58,56 @@ pub enum FrameKind {
     Vcpu = 9,
 }
 
-/// A weak, checked reference to an object: its frame number and the tag (kind and generation)
-/// that the frame must still carry. Eight bytes; all zero refers to nothing.
-#[repr(C)]
+/// A weak, checked reference to an object: its frame number in the low half, and in the high half
+/// the tag (kind and generation) that the frame must still carry. One word, since it is copied far
+/// more often than taken apart; zero refers to nothing.
+#[repr(transparent)]
 pub struct Ref<T> {
-    frame: u32,
-    tag: u32,
+    raw: u64,
     object: PhantomData<fn() -> T>,
 }
 
 impl<T> Ref<T> {
     /// Refers to nothing.
-    pub const NULL: Ref<T> = Ref {
-        frame: 0,
-        tag: 0,
-        object: PhantomData,
-    };
+    pub const NULL: Ref<T> = Ref::from_raw(0);
 
     /// A reference from a frame number and a tag.
     #[inline]
     pub(crate) const fn new(frame: u32, tag: u32) -> Self {
-        Ref {
-            frame,
-            tag,
-            object: PhantomData,
-        }
+        Ref::from_raw(frame as u64 | (tag as u64) << 32)
     }
 
     /// A reference from the word made by [`Ref::raw`].
     #[inline]
     pub(crate) const fn from_raw(raw: u64) -> Self {
-        Ref::new(raw as u32, (raw >> 32) as u32)
+        Ref {
+            raw,
+            object: PhantomData,
+        }
     }
 
     /// The reference as one word.
     #[inline]
     pub const fn raw(self) -> u64 {
-        self.frame as u64 | (self.tag as u64) << 32
+        self.raw
     }
 
     /// True if this refers to nothing.
     #[inline]
     pub const fn is_null(self) -> bool {
-        self.tag == 0
+        self.tag() == 0
     }
 
     /// The tag that the frame must carry.
     #[inline]
     pub(crate) const fn tag(self) -> u32 {
-        self.tag
+        (self.raw >> 32) as u32
     }
 
     /// Where the object begins.
     #[inline]
     pub const fn addr(self) -> PhysAddr {
-        PhysAddr((self.frame as u64) << 12)
+        PhysAddr((self.raw & 0xffff_ffff) << 12)
     }
 }
 
@@ -125,12 +120,12 @@ impl<T> Copy for Ref<T> {}
 impl<T> PartialEq for Ref<T> {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
-        self.raw() == other.raw()
+        self.raw == other.raw
     }
 }
 impl<T> Eq for Ref<T> {}
 impl<T> core::fmt::Debug for Ref<T> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{:#x}/{:#x}", self.frame, self.tag)
+        write!(f, "{:#x}/{:#x}", self.addr().frame(), self.tag())
     }
 }
