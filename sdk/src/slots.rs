@@ -68,6 +68,11 @@ impl Slots {
         None
     }
 
+    fn free(&self) -> u32 {
+        let taken: u32 = self.taken.iter().map(|word| word.count_ones()).sum();
+        self.count.saturating_sub(taken)
+    }
+
     fn give_back(&mut self, slot: u32) {
         self.mark(slot, false);
         self.hint = self.hint.min(slot).max(1);
@@ -94,6 +99,11 @@ pub fn take_run(length: u32) -> Option<u32> {
     SLOTS.lock().take_run(length)
 }
 
+/// How many slots are empty.
+pub fn free() -> u32 {
+    SLOTS.lock().free()
+}
+
 /// Gives an empty slot back. The capability in it must be gone.
 pub fn give_back(slot: u32) {
     if slot != 0 {
@@ -114,8 +124,10 @@ mod tests {
         assert_eq!(slots.take_run(12), None);
         assert_eq!(slots.take_run(11), Some(117));
         assert_eq!(slots.take_run(1), None);
+        assert_eq!(slots.free(), 0);
         slots.give_back(40);
         slots.give_back(41);
+        assert_eq!(slots.free(), 2);
         assert_eq!(slots.take_run(2), Some(40));
         assert_eq!(slots.take_run(1), None);
     }

@@ -1,6 +1,7 @@
 //! The life of a guest: what an event leads to.
 
 use idl::builder::{BuildError, Built};
+use idl::operator::{GuestOrder, GuestState};
 use idl::supervisor::StopReason;
 
 /// Where a guest is in its life.
@@ -12,6 +13,8 @@ pub enum Phase {
     Building,
     /// Its VMM runs.
     Running,
+    /// Its VMM is there, its vCPUs' threads are suspended.
+    Paused,
     /// It stopped, and how.
     Stopped(End),
 }
@@ -21,8 +24,25 @@ pub enum Phase {
 pub enum End {
     /// It switched itself off.
     Off,
+    /// The operator took it down.
+    Destroyed,
     /// Anything else.
     Failed,
+}
+
+impl Phase {
+    /// The phase in the operator's words.
+    pub fn state(self) -> GuestState {
+        match self {
+            Phase::Waiting => GuestState::Waiting,
+            Phase::Building => GuestState::Building,
+            Phase::Running => GuestState::Running,
+            Phase::Paused => GuestState::Paused,
+            Phase::Stopped(End::Off) => GuestState::Off,
+            Phase::Stopped(End::Destroyed) => GuestState::Destroyed,
+            Phase::Stopped(End::Failed) => GuestState::Failed,
+        }
+    }
 }
 
 /// What happened.
@@ -38,6 +58,8 @@ pub enum Event {
     Stopped(StopReason),
     /// The guest's builder or VMM faulted, said that it failed, or could not be started.
     ComponentDied,
+    /// The operator wants something.
+    Order(GuestOrder),
 }
 
 /// What root has to do.
@@ -49,7 +71,11 @@ pub enum Action {
     Build,
     /// Take the builder down and start the VMM.
     Run(Built),
-    /// Take everything of this guest down.
+    /// Suspend the vCPUs' threads.
+    Pause,
+    /// Let them go on.
+    Unpause,
+    /// Take everything of this guest down and its memory back.
     TearDown,
 }
 
@@ -61,12 +87,31 @@ pub fn step(phase: Phase, event: Event) -> (Phase, Action) {
         (Waiting, Event::Start) => (Building, Action::Build),
         (Building, Event::Built(built)) => (Running, Action::Run(built)),
         (Building, Event::BuildFailed(_)) => failed,
-        (Running, Event::Stopped(StopReason::Reboot)) => (Building, Action::Build),
-        (Running, Event::Stopped(StopReason::Poweroff)) => (Stopped(End::Off), Action::TearDown),
-        (Running, Event::Stopped(_)) => failed,
-        (Building | Running, Event::ComponentDied) => failed,
+        // What a paused guest reports it did before it was paused.
+        (Running | Paused, Event::Stopped(StopReason::Reboot)) => (Building, Action::Build),
+        (Running | Paused, Event::Stopped(StopReason::Poweroff)) => {
+            (Stopped(End::Off), Action::TearDown)
+        }
+        (Running | Paused, Event::Stopped(_)) => failed,
+        (Building | Running | Paused, Event::ComponentDied) => failed,
+        (_, Event::Order(order)) => ordered(phase, order).unwrap_or((phase, Action::Ignore)),
         // A late or invented message of a component that is not trusted.
         _ => (phase, Action::Ignore),
+    }
+}
+
+/// What an order of the operator leads to; nothing if it means nothing in this phase.
+pub fn ordered(phase: Phase, order: GuestOrder) -> Option<(Phase, Action)> {
+    use Phase::*;
+    match (phase, order) {
+        (Stopped(_), GuestOrder::Create) => Some((Building, Action::Build)),
+        (Building | Running | Paused, GuestOrder::Destroy) => {
+            Some((Stopped(End::Destroyed), Action::TearDown))
+        }
+        (Running | Paused, GuestOrder::Reset) => Some((Building, Action::Build)),
+        (Running, GuestOrder::Pause) => Some((Paused, Action::Pause)),
+        (Paused, GuestOrder::Unpause) => Some((Running, Action::Unpause)),
+        _ => None,
     }
 }
 
@@ -122,6 +167,47 @@ mod tests {
         assert_eq!(
             step(Phase::Building, Event::Stopped(StopReason::Reboot)),
             (Phase::Building, Action::Ignore)
+        );
+    }
+
+    #[test]
+    fn the_operator_pauses_resets_destroys_and_creates() {
+        let mut phase = Phase::Running;
+        for (order, action) in [
+            (GuestOrder::Unpause, Action::Ignore),
+            (GuestOrder::Create, Action::Ignore),
+            (GuestOrder::Pause, Action::Pause),
+            (GuestOrder::Pause, Action::Ignore),
+            (GuestOrder::Unpause, Action::Unpause),
+            (GuestOrder::Pause, Action::Pause),
+            (GuestOrder::Reset, Action::Build),
+            (GuestOrder::Pause, Action::Ignore),
+            (GuestOrder::Destroy, Action::TearDown),
+            (GuestOrder::Destroy, Action::Ignore),
+            (GuestOrder::Reset, Action::Ignore),
+            (GuestOrder::Create, Action::Build),
+        ] {
+            let (next, todo) = step(phase, Event::Order(order));
+            assert_eq!(todo, action, "{order:?} in {phase:?}");
+            assert_eq!(
+                ordered(phase, order).is_some(),
+                todo != Action::Ignore,
+                "what is allowed is what is done"
+            );
+            phase = next;
+        }
+        assert_eq!(phase.state(), GuestState::Building);
+    }
+
+    #[test]
+    fn a_paused_guest_still_ends() {
+        assert_eq!(
+            step(Phase::Paused, Event::ComponentDied).0,
+            Phase::Stopped(End::Failed)
+        );
+        assert_eq!(
+            step(Phase::Paused, Event::Stopped(StopReason::Poweroff)).0,
+            Phase::Stopped(End::Off)
         );
     }
 

@@ -10,3 +10,4 @@ pub mod backtrace;
 pub mod guest;
 pub mod image;
 pub mod plan;
+pub mod pool;

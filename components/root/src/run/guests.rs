@@ -4,10 +4,10 @@ use idl::builder::Built;
 use idl::manifest::Exit;
 use idl::name;
 use root_plan::guest::{self, Action, End, Event, Phase};
-use sdk::memory::{LARGE, ORDER_2M};
+use sdk::memory::LARGE;
 use sdk::prelude::*;
-use sdk::slots;
 
+use super::bank::GuestMemory;
 use super::exit;
 use super::instance::GuestParts;
 use super::system::System;
@@ -18,16 +18,29 @@ const EXIT_FAILED: u8 = 0x11;
 
 /// A guest, started or not.
 pub struct GuestPlace {
-    /// Where it is in its life.
+    /// Where it is in its life; see [`GuestPlace::phase`].
     pub phase: Phase,
+    /// Its VMM has started its vCPUs.
+    pub ready: bool,
+    /// How often it was built.
+    pub starts: u32,
     /// Place of its builder.
     pub builder: usize,
     /// Place of its VMM.
     pub vmm: usize,
-    /// What its frames are made of.
-    pub memory: Option<Cap<cap::Memory>>,
-    /// Its frames of 2 MiB: the first slot, how many.
-    pub frames: Option<(Cap<cap::Frame>, u32)>,
+    /// Its memory, while it has some.
+    pub memory: Option<GuestMemory>,
+}
+
+impl GuestPlace {
+    /// The phase as an operator sees it: what is not ready is still being built, and has no vCPUs
+    /// that could be paused.
+    pub fn phase(&self) -> Phase {
+        match self.phase {
+            Phase::Running if !self.ready => Phase::Building,
+            phase => phase,
+        }
+    }
 }
 
 impl System {
@@ -40,9 +53,9 @@ impl System {
         let started = match action {
             Action::Ignore => return,
             Action::Build => {
-                self.take_down(builder);
-                self.take_down(vmm);
+                self.tear_down(index);
                 log::info!("guest {name}: building");
+                self.guests[index].starts += 1;
                 self.build_guest(index)
             }
             Action::Run(built) => {
@@ -50,9 +63,10 @@ impl System {
                 log::info!("guest {name}: starting at {:#x}", built.entry);
                 self.run_guest(index, built)
             }
+            Action::Pause => self.each_vcpu(vmm, "paused", ThreadCap::suspend),
+            Action::Unpause => self.each_vcpu(vmm, "goes on", ThreadCap::resume),
             Action::TearDown => {
-                self.take_down(builder);
-                self.take_down(vmm);
+                self.tear_down(index);
                 true
             }
         };
@@ -60,35 +74,58 @@ impl System {
             return self.guest_event(index, Event::ComponentDied);
         }
         if let Phase::Stopped(end) = phase {
-            let word = if end == End::Off { "off" } else { "failed" };
+            let word = match end {
+                End::Off => "off",
+                End::Destroyed => "destroyed",
+                End::Failed => "failed",
+            };
             log::info!("guest {name}: {word}");
             self.maybe_exit();
         }
     }
 
-    /// Fresh memory for a guest, zeroed by the core.
+    /// Takes down whatever runs for a guest, and its memory back.
+    fn tear_down(&mut self, index: usize) {
+        let (builder, vmm) = (self.guests[index].builder, self.guests[index].vmm);
+        self.take_down(builder);
+        self.take_down(vmm);
+        let place = &mut self.guests[index];
+        place.ready = false;
+        if let Some(memory) = place.memory.take() {
+            self.tools.bank.give_guest(memory);
+        }
+    }
+
+    /// Does something to the thread of each vCPU. The VMM's service thread goes on: console and
+    /// store of a paused guest still answer. A thread is stopped wherever it is, in the guest or in
+    /// the VMM; false if the core refused.
+    fn each_vcpu(
+        &mut self,
+        vmm: usize,
+        what: &str,
+        does: impl Fn(Cap<cap::Thread>) -> Result<(), Status>,
+    ) -> bool {
+        let Some((name, threads)) = self.vcpu_threads(vmm) else {
+            return false;
+        };
+        for thread in threads {
+            if let Err(status) = does(*thread) {
+                log::error!("guest {name}: a vCPU's thread refuses: {status:?}");
+                return false;
+            }
+        }
+        log::info!("guest {name}: {what}");
+        true
+    }
+
+    /// Fresh memory for a guest, zeroed by the core: its frames.
     fn guest_memory(&mut self, index: usize) -> Result<(Cap<cap::Frame>, u32), Status> {
         let mib = self.manifest.guests[index].memory_mib;
         let count = u32::try_from(mib * (1 << 20) / LARGE).map_err(|_| Status::NoMemory)?;
-        let place = &mut self.guests[index];
-        let memory = match place.memory {
-            Some(memory) => memory,
-            None => {
-                // Room for aligning the first frame.
-                let per = LARGE / sdk::abi::FRAME;
-                let frames = u64::from(count) * per + per - 1;
-                let memory = sdk::memory::own().retype(frames)?;
-                place.memory = Some(memory);
-                memory
-            }
-        };
-        if let Some((first, count)) = place.frames.take() {
-            memory.revoke()?;
-            (first.slot()..first.slot() + count).for_each(slots::give_back);
-        }
-        let frames = memory.retype_many(ORDER_2M, count)?;
-        place.frames = Some((frames, count));
-        Ok((frames, count))
+        let memory = self.tools.bank.take_guest(count)?;
+        let frames = (memory.frames, memory.count);
+        self.guests[index].memory = Some(memory);
+        Ok(frames)
     }
 
     fn guest_start(&self, index: usize) -> GuestStart {
@@ -142,7 +179,11 @@ impl System {
     }
 
     fn run_guest(&mut self, index: usize, built: Built) -> bool {
-        let Some((frames, count)) = self.guests[index].frames else {
+        let Some((frames, count)) = self.guests[index]
+            .memory
+            .as_ref()
+            .map(|memory| (memory.frames, memory.count))
+        else {
             return false;
         };
         let cpus = self.manifest.guests[index].vcpus.clone();

@@ -186,9 +186,11 @@ impl Instance {
         let memory = match *kept {
             Some((memory, frames)) if frames >= total => memory,
             _ => {
-                let memory: Cap<cap::Memory> =
-                    sdk::memory::own().retype(total).during("make its memory")?;
-                *kept = Some((memory, total));
+                if let Some((memory, _)) = kept.take() {
+                    tools.bank.give(memory);
+                }
+                let (memory, frames) = tools.bank.take(total).during("make its memory")?;
+                *kept = Some((memory, frames));
                 memory
             }
         };

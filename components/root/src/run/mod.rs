@@ -1,11 +1,13 @@
 //! Root on the machine: from the core's facts to the event loop.
 
+mod bank;
 mod content;
 mod exit;
 mod guests;
 mod inbox;
 mod instance;
 mod maker;
+mod operator;
 mod report;
 mod serial;
 mod system;

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use idl::builder::Builder;
 use idl::manifest::{Component, Manifest, Restart};
 use idl::name;
+use idl::operator::Operator;
 use idl::ring::RingPage;
 use idl::supervisor::{StopReason, Supervisor};
 use root_plan::guest::{self, Event, Phase};
@@ -17,9 +18,11 @@ use sdk::memory::{ORDER_4K, Shared, Window};
 use sdk::prelude::*;
 use sdk::startup::Machine;
 
+use super::bank::Bank;
 use super::guests::GuestPlace;
 use super::inbox::{Inbox, News};
 use super::instance::{Connection, GuestParts, Instance, Order};
+use super::operator::{Desk, Orders};
 use super::{report, serial};
 
 /// Bit of the console's notification by which root announces log lines.
@@ -27,6 +30,7 @@ pub const LOG_BIT: u64 = 1 << 63;
 /// Interfaces in the low byte of a client's badge.
 const SUPERVISOR: u64 = 1;
 const BUILDER: u64 = 2;
+const OPERATOR: u64 = 3;
 /// Bits for faults; instances share them round robin.
 const FAULT_BITS: usize = 60;
 /// Restarts of one component within [`RESTART_SECONDS`] before it stays down.
@@ -42,6 +46,8 @@ pub struct Tools {
     pub archive: Archive<'static>,
     /// For writing into frames.
     pub window: Window,
+    /// RAM.
+    pub bank: Bank,
     /// All ports.
     pub ports: Cap<cap::IoPorts>,
     /// All lines.
@@ -87,7 +93,7 @@ struct Place {
 
 /// Everything.
 pub struct System {
-    tools: Tools,
+    pub(super) tools: Tools,
     pub(super) manifest: Manifest,
     receiver: Receiver,
     endpoint: Cap<cap::Endpoint>,
@@ -98,6 +104,7 @@ pub struct System {
     pub(super) guests: Vec<GuestPlace>,
     log: Shared<RingPage>,
     inbox: Inbox,
+    orders: Orders,
 }
 
 impl System {
@@ -149,8 +156,9 @@ impl System {
                 phase: Phase::Waiting,
                 builder: part(&guest.builder)?,
                 vmm: part(&guest.vmm)?,
+                ready: false,
+                starts: 0,
                 memory: None,
-                frames: None,
             });
         }
         Ok(System {
@@ -158,6 +166,7 @@ impl System {
                 info,
                 archive,
                 window: Window::new()?,
+                bank: Bank::new(info),
                 ports: Cap::new(boot::SLOT_IO_PORTS),
                 interrupts: Cap::new(boot::SLOT_INTERRUPTS),
             },
@@ -170,6 +179,7 @@ impl System {
             guests,
             log: sdk::memory::shared_page()?,
             inbox: Inbox::default(),
+            orders: Orders::default(),
         })
     }
 
@@ -242,10 +252,10 @@ impl System {
         let mut connections = Vec::new();
         for need in &component.needs {
             let (endpoint, rights, badge) = if need.server == ROOT {
-                let interface = if need.interface == "builder" {
-                    BUILDER
-                } else {
-                    SUPERVISOR
+                let interface = match need.interface.as_str() {
+                    "builder" => BUILDER,
+                    "operator" => OPERATOR,
+                    _ => SUPERVISOR,
                 };
                 (Some(self.endpoint), Rights::CALL, id << 8 | interface)
             } else {
@@ -329,6 +339,7 @@ impl System {
             Err(error) => {
                 log::error!("component {}: not started: {error}", place.name);
                 place.state = State::Down;
+                self.give_kept(index);
                 false
             }
         }
@@ -355,6 +366,18 @@ impl System {
             log::error!("component {}: not taken down: {status:?}", place.name);
             place.kept = None;
         }
+        self.give_kept(index);
+    }
+
+    /// Gives back what a guest's builder or VMM ran in. Other components keep their memory for the
+    /// next start; a guest may never come back.
+    fn give_kept(&mut self, index: usize) {
+        let place = &mut self.places[index];
+        if place.guest.is_some()
+            && let Some((memory, _)) = place.kept.take()
+        {
+            self.tools.bank.give(memory);
+        }
     }
 
     /// Waits for events for ever.
@@ -363,11 +386,21 @@ impl System {
             match self.receiver.receive(FOREVER) {
                 Ok(Received::Message(message)) => {
                     // The caller may be gone when the answer comes: nothing to do about that.
-                    let _ = if message.badge & 0xff == BUILDER {
-                        self.receiver.answer::<Builder, _>(message, &mut self.inbox)
-                    } else {
-                        self.receiver
-                            .answer::<Supervisor, _>(message, &mut self.inbox)
+                    let _ = match message.badge & 0xff {
+                        BUILDER => self.receiver.answer::<Builder, _>(message, &mut self.inbox),
+                        OPERATOR => {
+                            let mut desk = Desk {
+                                info: self.tools.info,
+                                manifest: &self.manifest,
+                                guests: &self.guests,
+                                bank: &self.tools.bank,
+                                orders: &mut self.orders,
+                            };
+                            self.receiver.answer::<Operator, _>(message, &mut desk)
+                        }
+                        _ => self
+                            .receiver
+                            .answer::<Supervisor, _>(message, &mut self.inbox),
                     };
                 }
                 Ok(Received::Notification(bits)) => self.faults(bits),
@@ -379,14 +412,29 @@ impl System {
                     self.news(index, news);
                 }
             }
+            while let Some((guest, order)) = self.orders.pop_front() {
+                self.guest_event(guest, Event::Order(order));
+            }
             sdk::logging::flush();
         }
+    }
+
+    /// Name of the guest of a running VMM, and its vCPUs' threads: they are made last.
+    pub(super) fn vcpu_threads(&self, vmm: usize) -> Option<(&str, &[Cap<cap::Thread>])> {
+        let place = self.places.get(vmm)?;
+        let guest = self.manifest.guests.get(place.guest?)?;
+        let threads = &place.instance.as_ref()?.threads;
+        let first = threads.len().checked_sub(guest.vcpus.len())?;
+        Some((&guest.name, threads.get(first..)?))
     }
 
     fn news(&mut self, index: usize, news: News) {
         let guest = self.places[index].guest;
         match news {
             News::Ready => {
+                if let Some(guest) = guest.filter(|&guest| self.guests[guest].vmm == index) {
+                    self.guests[guest].ready = true;
+                }
                 if self.places[index].state == State::Starting {
                     self.places[index].state = State::Ready;
                     self.start();
