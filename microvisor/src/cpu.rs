@@ -59,6 +59,8 @@ pub struct Cpu {
     pub flushed: AtomicU64,
     /// Another CPU asks for the vCPU registers that this one holds.
     pub release: AtomicBool,
+    /// It waits for the kernel lock on behalf of a system call that has had no effect yet.
+    pub waits_to_call: AtomicBool,
     /// True once it takes part in scheduling, and so in flushes.
     pub online: AtomicBool,
     /// GDT, TSS and port bitmap.
@@ -88,7 +90,8 @@ pub fn limit(count: usize) {
     COUNT.store(count, Ordering::Relaxed);
 }
 
-/// The fields of CPU `index` that other CPUs may use: `apic_id`, `flushed`, `release`, `online`, `trace`
+/// The fields of CPU `index` that other CPUs may use: `apic_id`, `flushed`, `release`,
+/// `waits_to_call`, `online`, `trace`
 /// (the latter only after a panic stopped that CPU).
 pub fn other(index: usize) -> Option<&'static Cpu> {
     // SAFETY: pointers are set once, to memory that is never freed.

@@ -13,6 +13,7 @@ use crate::paging::DIRECT_MAP;
 use crate::ring::Kind;
 use crate::virt::{self, Outcome, RunArgs};
 use crate::{apic, ioapic, logger, smp, start, time, trap};
+use core::sync::atomic::Ordering;
 use microvisor_abi::archive::Archive;
 use microvisor_abi::boot::{Info, MEMORIES, MemoryRange, feature};
 use microvisor_abi::thread::Registers;
@@ -41,7 +42,7 @@ pub extern "C" fn system_call(regs: *mut Registers) {
     if number == Call::VcpuRun as u64 {
         return vcpu_run(regs, first);
     }
-    let mut kernel = KERNEL.lock();
+    let mut kernel = lock_to_call();
     // A flush answered while waiting for the lock may have taken the thread's tables away.
     // SAFETY: this CPU's own field.
     if !kernel.syscall() && unsafe { (*cpu::this()).root } != cpu::core_root() {
@@ -50,6 +51,24 @@ pub extern "C" fn system_call(regs: *mut Registers) {
     if let Some(next) = settle(kernel) {
         run_elsewhere(next);
     }
+}
+
+/// Takes the lock for what the current thread asked for and what has had no effect yet. If another
+/// CPU took the thread away meanwhile, it is not the current one any more, and asks again.
+#[inline(always)]
+fn lock_to_call() -> Guard<'static, Kernel<Hardware>> {
+    KERNEL.try_lock().unwrap_or_else(wait_to_call)
+}
+
+#[cold]
+#[inline(never)]
+fn wait_to_call() -> Guard<'static, Kernel<Hardware>> {
+    // SAFETY: a shared reference to an atomic of this CPU's area.
+    let waits = unsafe { &(*cpu::this()).waits_to_call };
+    waits.store(true, Ordering::Relaxed);
+    let kernel = KERNEL.lock();
+    waits.store(false, Ordering::Relaxed);
+    kernel
 }
 
 /// A message that ends in a handover to its other thread, which is the current one then. False:
@@ -335,11 +354,13 @@ fn run_guest(
                 return Some(KERNEL.lock());
             }
             Outcome::Elsewhere(other) => {
-                // Its registers are in a CPU where it ran before. Waiting for them answers flushes.
-                hardware::release_on(other);
-                if !arena.alive(thread) {
-                    return Some(KERNEL.lock());
+                // Its registers are in a CPU where it ran before. What was looked up without the lock
+                // holds no longer once it was waited for.
+                let kernel = if again { KERNEL.lock() } else { lock_to_call() };
+                if kernel.current(cpu::index()) != thread {
+                    return Some(kernel);
                 }
+                hardware::release_on(other);
             }
         }
     }

@@ -162,6 +162,10 @@ impl Machine for Hardware {
         }
     }
 
+    fn waits_to_call(&self, cpu: usize) -> bool {
+        cpu::other(cpu).is_some_and(|other| other.waits_to_call.load(Ordering::Relaxed))
+    }
+
     fn flush(&self, flush: Flush) {
         publish(flush);
         let me = cpu::index();

@@ -18,6 +18,9 @@ impl<M: Machine> Kernel<M> {
             return Ok(());
         };
         self.check_thread(thread, t)?;
+        for cpu in 0..self.cpu_count {
+            self.check_timers(cpu, self.cpus[cpu].timers, Ref::NULL, 0)?;
+        }
         let Some(header) = self.arena.get(t.caps) else {
             return Ok(());
         };
@@ -35,6 +38,30 @@ impl<M: Machine> Kernel<M> {
             return Err("a running thread is not its CPU's current one");
         }
         Ok(())
+    }
+
+    /// The heap of deadlines at and below `at`: links agree both ways, nothing is due before what is
+    /// above it, and ranks are what keeps it shallow on the right.
+    fn check_timers(
+        &self,
+        cpu: usize,
+        at: Ref<Thread>,
+        up: Ref<Thread>,
+        after: u64,
+    ) -> Result<u64, &'static str> {
+        if at.is_null() {
+            return Ok(0);
+        }
+        let t = self.arena.get(at).ok_or("a dead thread has a deadline")?;
+        if !t.timed || t.cpu as usize != cpu || t.timer.up != up || t.deadline < after {
+            return Err("a deadline is out of place");
+        }
+        let left = self.check_timers(cpu, t.timer.left, at, t.deadline)?;
+        let right = self.check_timers(cpu, t.timer.right, at, t.deadline)?;
+        if left < right || t.timer.rank != right + 1 {
+            return Err("a heap of deadlines leans the wrong way");
+        }
+        Ok(right + 1)
     }
 
     fn check_slot(&self, slot: SlotRef) -> Result<(), &'static str> {

@@ -4,7 +4,7 @@
 //! tests give it a `Vec` and counters. It is the same code. Where to look:
 //! - `slot`, `cap_space`: capabilities and their derivation;
 //! - `memory`, `translate`: retype, mappings, page tables, and what deleting a capability does;
-//! - `thread`, `sched`, `endpoint`, `notification`: execution, time and communication;
+//! - `thread`, `sched`, `timer`, `endpoint`, `notification`: execution, time and communication;
 //! - `fast`: the common case of messages, short;
 //! - `vcpu`, `interrupt`: guests and lines, as far as they are objects;
 //! - `kernel`: the state that the lock guards and the one `match` over all calls.
@@ -29,6 +29,7 @@ pub mod notification;
 pub mod sched;
 pub mod slot;
 pub mod thread;
+pub mod timer;
 pub mod translate;
 pub mod vcpu;
 

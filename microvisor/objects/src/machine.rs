@@ -53,6 +53,10 @@ pub trait Machine {
     /// Makes another CPU enter the core and reschedule soon (an IPI). Never waits.
     fn kick(&self, cpu: usize);
 
+    /// True if that CPU waits for the kernel lock in order to make its thread's system call, or to
+    /// begin its thread's run of a vCPU: neither has had any effect. Asked after a flush.
+    fn waits_to_call(&self, cpu: usize) -> bool;
+
     /// Carries out a flush on this CPU and every other, and returns when all have done it. CPUs
     /// that spin for the kernel lock answer while they spin.
     fn flush(&self, flush: Flush);

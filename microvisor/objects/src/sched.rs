@@ -1,5 +1,4 @@
-//! Scheduling: per-CPU run queues with fixed priorities, round robin within one, budgets, and the
-//! per-CPU list of deadlines.
+//! Scheduling: per-CPU run queues with fixed priorities, round robin within one, budgets.
 //!
 //! Called by the calls that block or wake threads and by the core's exit path. Everything here is
 //! guarded by the kernel lock.
@@ -15,6 +14,8 @@ use microvisor_abi::cap::PRIORITY_MAX;
 /// CPUs that the core can run on.
 pub const CPUS_MAX: usize = 64;
 const PRIORITIES: usize = PRIORITY_MAX as usize + 1;
+/// Length of the SYSCALL instruction.
+const SYSCALL_BYTES: u64 = 2;
 
 /// CPU time that a thread can be bound to.
 #[derive(Debug)]
@@ -49,8 +50,9 @@ pub struct Cpu {
     pub(crate) current: Ref<Thread>,
     queues: [Queue; PRIORITIES],
     occupied: u32,
-    timers: Ref<Thread>,
-    slice_end: u64,
+    /// The thread with the earliest deadline; see `timer`.
+    pub(crate) timers: Ref<Thread>,
+    pub(crate) slice_end: u64,
     charged: u64,
 }
 
@@ -165,92 +167,6 @@ impl<M: Machine> Kernel<M> {
         if queue.head.is_null() {
             state.occupied &= !(1 << priority);
         }
-    }
-
-    /// Puts a thread on its CPU's list of deadlines.
-    pub(crate) fn start_timer(&mut self, thread: Ref<Thread>, deadline: u64) {
-        self.stirred = true;
-        let Some(t) = self.arena.get_mut(thread) else {
-            return;
-        };
-        t.deadline = deadline;
-        t.timed = true;
-        let cpu = t.cpu as usize;
-        let (mut prev, mut next) = (Ref::NULL, self.cpus[cpu].timers);
-        while let Some(n) = self.arena.get(next) {
-            if n.deadline > deadline {
-                break;
-            }
-            (prev, next) = (next, n.timer_next);
-        }
-        if let Some(t) = self.arena.get_mut(thread) {
-            t.timer_prev = prev;
-            t.timer_next = next;
-        }
-        if let Some(n) = self.arena.get_mut(next) {
-            n.timer_prev = thread;
-        }
-        match self.arena.get_mut(prev) {
-            Some(p) => p.timer_next = thread,
-            None => {
-                self.cpus[cpu].timers = thread;
-                if cpu != self.machine.cpu() {
-                    self.machine.kick(cpu);
-                }
-            }
-        }
-    }
-
-    /// Takes a thread off its CPU's list of deadlines, if it is on it.
-    pub(crate) fn stop_timer(&mut self, thread: Ref<Thread>) {
-        let Some(t) = self.arena.get_mut(thread) else {
-            return;
-        };
-        if !t.timed {
-            return;
-        }
-        t.timed = false;
-        let (cpu, prev, next) = (t.cpu as usize, t.timer_prev, t.timer_next);
-        if let Some(n) = self.arena.get_mut(next) {
-            n.timer_prev = prev;
-        }
-        match self.arena.get_mut(prev) {
-            Some(p) => p.timer_next = next,
-            None => self.cpus[cpu].timers = next,
-        }
-    }
-
-    /// Wakes what is due on this CPU. Called on a timer interrupt; at most 64 threads per call,
-    /// the rest is due again at once.
-    pub fn timer(&mut self, cpu: usize) {
-        let now = self.machine.now();
-        for _ in 0..64 {
-            let thread = self.cpus[cpu].timers;
-            let Some(t) = self.arena.get(thread) else {
-                return;
-            };
-            if t.deadline > now {
-                return;
-            }
-            match t.state {
-                State::Throttled => {
-                    self.stop_timer(thread);
-                    self.make_ready(thread);
-                }
-                _ => self.unblock(thread, Status::Timeout),
-            }
-        }
-    }
-
-    /// When this CPU next needs a timer interrupt, in TSC ticks; `u64::MAX` for never.
-    #[inline]
-    pub fn deadline(&self, cpu: usize) -> u64 {
-        let state = &self.cpus[cpu];
-        let timer = self
-            .arena
-            .get(state.timers)
-            .map_or(u64::MAX, |t| t.deadline);
-        timer.min(state.slice_end)
     }
 
     /// Accounts the time that the current thread used since it was last accounted.
@@ -416,7 +332,13 @@ impl<M: Machine> Kernel<M> {
             State::Sending | State::Receiving => self.leave_endpoint(thread),
             State::Waiting => self.leave_notification(thread),
             State::AwaitingReply => self.leave_reply(thread),
-            State::Stopped | State::Running | State::Throttled | State::Faulted => {}
+            State::Running => {
+                // Its CPU must not take it for its own again if it runs elsewhere by then.
+                let now = self.machine.now();
+                self.charge(cpu, now);
+                self.cpus[cpu].current = Ref::NULL;
+            }
+            State::Stopped | State::Throttled | State::Faulted => {}
         }
         self.stop_timer(thread);
         if let Some(t) = self.arena.get_mut(thread) {
@@ -424,6 +346,14 @@ impl<M: Machine> Kernel<M> {
         }
         if state == State::Running && cpu != self.machine.cpu() {
             self.machine.flush(crate::machine::Flush::Quiesce);
+            if self.machine.waits_to_call(cpu)
+                && let Some(t) = self.arena.get_mut(thread)
+            {
+                // The call it was about to make has not happened: it makes it when it runs again.
+                t.regs.rip -= SYSCALL_BYTES;
+                let vcpu = core::mem::replace(&mut t.vcpu, Ref::NULL);
+                self.arena.vcpu_end(vcpu);
+            }
         }
     }
 
@@ -459,18 +389,9 @@ impl<M: Machine> Kernel<M> {
         }
         let thread = self.arena.get(sched).ok_or(Status::InvalidCap)?.thread;
         let was = self.arena.get(thread).map(|t| t.state);
-        match was {
-            Some(State::Ready | State::Throttled) => self.detach(thread),
-            Some(
-                State::Running
-                | State::Sending
-                | State::Receiving
-                | State::Waiting
-                | State::AwaitingReply,
-            ) => {
-                return Err(Status::Busy);
-            }
-            _ => {}
+        let runnable = matches!(was, Some(State::Ready | State::Running | State::Throttled));
+        if runnable {
+            self.detach(thread);
         }
         let now = self.machine.now();
         let s = self.arena.get_mut(sched).ok_or(Status::InvalidCap)?;
@@ -481,15 +402,28 @@ impl<M: Machine> Kernel<M> {
         s.remaining = budget;
         s.refill = now.saturating_add(period);
         s.set = true;
-        if let Some(t) = self.arena.get_mut(thread) {
-            t.cpu = cpu as u8;
-            t.priority = priority as u8;
-            t.unlimited = budget == period;
-        }
-        if matches!(was, Some(State::Ready | State::Throttled)) {
-            self.make_ready(thread);
+        self.settle_at(thread, cpu as u8, priority as u8, budget == period);
+        if runnable {
+            // Who ran goes on before its new equals.
+            self.push(thread, was == Some(State::Running));
         }
         Ok(())
+    }
+
+    /// Moves a thread that is in no run queue to a CPU and priority. A deadline goes with it.
+    fn settle_at(&mut self, thread: Ref<Thread>, cpu: u8, priority: u8, unlimited: bool) {
+        let timed = self.arena.get(thread).is_some_and(|t| t.timed);
+        self.stop_timer(thread);
+        let Some(t) = self.arena.get_mut(thread) else {
+            return;
+        };
+        t.cpu = cpu;
+        t.priority = priority;
+        t.unlimited = unlimited;
+        let deadline = t.deadline;
+        if timed {
+            self.start_timer(thread, deadline);
+        }
     }
 
     /// Binds time to a thread, or takes it away.
@@ -517,11 +451,9 @@ impl<M: Machine> Kernel<M> {
             return Err(Status::Busy);
         }
         let ready = t.state == State::Ready;
+        self.settle_at(thread, cpu, priority, unlimited);
         if let Some(t) = self.arena.get_mut(thread) {
             t.sched = sched;
-            t.cpu = cpu;
-            t.priority = priority;
-            t.unlimited = unlimited;
         }
         if let Some(s) = self.arena.get_mut(sched) {
             s.thread = thread;
@@ -541,8 +473,6 @@ impl<M: Machine> Kernel<M> {
         let runnable = matches!(state, State::Ready | State::Running | State::Throttled);
         if runnable {
             self.detach(thread);
-        } else {
-            self.stop_timer(thread);
         }
         if let Some(s) = self.arena.get_mut(sched) {
             s.thread = Ref::NULL;

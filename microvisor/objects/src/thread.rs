@@ -7,6 +7,7 @@ use crate::endpoint::{Endpoint, Reply};
 use crate::id::{FrameKind, PhysAddr, Ref};
 use crate::notification::Notification;
 use crate::sched::SchedContext;
+use crate::timer::Links;
 use crate::translate::AddressSpace;
 use crate::vcpu::Vcpu;
 use microvisor_abi::thread::Registers;
@@ -59,7 +60,7 @@ pub struct Thread {
     /// The vCPU it is running, between `VcpuRun` and its exit. Only its own CPU writes this.
     pub vcpu: Ref<Vcpu>,
     pub(crate) state: State,
-    /// Its timer list holds it.
+    /// Its deadline is in its CPU's heap.
     pub(crate) timed: bool,
     /// While receiving: no endpoint, only the bound notification.
     pub(crate) bound_only: bool,
@@ -74,10 +75,8 @@ pub struct Thread {
     /// Neighbours in the queue that `state` names.
     pub(crate) queue_prev: Ref<Thread>,
     pub(crate) queue_next: Ref<Thread>,
-    /// Neighbours in the CPU's timer list.
-    pub(crate) timer_prev: Ref<Thread>,
-    pub(crate) timer_next: Ref<Thread>,
     pub(crate) deadline: u64,
+    pub(crate) timer: Links,
     /// The object it is blocked on. While awaiting a reply: where it called, and that endpoint's
     /// epoch then.
     pub(crate) endpoint: Ref<Endpoint>,

@@ -24,6 +24,8 @@ pub struct Seen {
     pub now: Cell<u64>,
     pub cpu: Cell<usize>,
     pub kicks: RefCell<Vec<usize>>,
+    /// The other CPU waits for the lock to make a call.
+    pub waits: Cell<bool>,
     pub flushes: RefCell<Vec<Flush>>,
     pub lines: RefCell<Vec<(u32, bool)>>,
 }
@@ -40,6 +42,9 @@ impl Machine for Fake {
     }
     fn kick(&self, cpu: usize) {
         self.0.kicks.borrow_mut().push(cpu);
+    }
+    fn waits_to_call(&self, _: usize) -> bool {
+        self.0.waits.get()
     }
     fn flush(&self, flush: Flush) {
         self.0.flushes.borrow_mut().push(flush);

@@ -1,0 +1,235 @@
+//! Claims about time and CPUs: a thread moves whatever it is doing, and deadlines are met in order.
+
+mod world;
+
+use microvisor_abi::{Call, FOREVER, Kind, Status};
+use microvisor_objects::{Flush, Ref, Thread};
+use proptest::prelude::*;
+use world::World;
+
+/// Slot of the thread that the claims move; its time is in the next one.
+const THREAD: u64 = 510;
+
+fn move_to(w: &mut World, slot: u64, cpu: u64) {
+    w.seen.cpu.set(0);
+    w.ok(Call::SchedSet, &[slot + 1, 7, cpu, 20, 1, 1]);
+}
+
+/// What a CPU would run now.
+fn on(w: &mut World, cpu: usize) -> Ref<Thread> {
+    w.seen.cpu.set(cpu);
+    w.turn()
+}
+
+#[test]
+fn a_ready_thread_moves_to_another_cpu() {
+    let mut w = World::new();
+    let other = w.thread(THREAD, 1, 20);
+    move_to(&mut w, THREAD, 0);
+    assert!(on(&mut w, 1).is_null());
+    assert_eq!(on(&mut w, 0), other);
+}
+
+#[test]
+fn a_running_thread_moves_and_never_runs_on_both_cpus() {
+    let mut w = World::new();
+    let other = w.thread(THREAD, 1, 20);
+    assert_eq!(on(&mut w, 1), other);
+    move_to(&mut w, THREAD, 0);
+    assert!(w.seen.flushes.borrow().contains(&Flush::Quiesce));
+    assert_eq!(on(&mut w, 0), other);
+    // Only now does its former CPU look.
+    assert!(w.kernel.current(1).is_null());
+    assert!(on(&mut w, 1).is_null());
+}
+
+#[test]
+fn a_thread_moves_itself() {
+    let mut w = World::new();
+    w.ok(Call::SchedSet, &[4, 7, 1, 20, 1, 1]);
+    assert!(on(&mut w, 0).is_null());
+    assert_eq!(on(&mut w, 1), w.root);
+    assert_eq!(w.results(w.root).0, Status::Ok);
+}
+
+#[test]
+fn a_suspended_thread_is_resumed_elsewhere_before_its_cpu_noticed() {
+    let mut w = World::new();
+    let other = w.thread(THREAD, 1, 20);
+    assert_eq!(on(&mut w, 1), other);
+    w.seen.cpu.set(0);
+    w.ok(Call::ThreadControl, &[THREAD, 1]);
+    w.ok(Call::SchedSet, &[THREAD + 1, 7, 0, 20, 1, 1]);
+    w.ok(Call::ThreadControl, &[THREAD, 0]);
+    assert_eq!(on(&mut w, 0), other);
+    assert!(on(&mut w, 1).is_null());
+}
+
+#[test]
+fn a_call_that_still_waits_for_the_lock_is_made_after_the_move() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Notification, 0, 500, 1);
+    let other = w.thread(THREAD, 1, 20);
+    assert_eq!(on(&mut w, 1), other);
+    let rip = |w: &World| w.kernel.arena.get(other).expect("thread").regs.rip;
+    let before = rip(&w);
+    w.set(other, Call::Signal, &[500, 4]);
+    w.seen.waits.set(true);
+    move_to(&mut w, THREAD, 0);
+    w.seen.waits.set(false);
+    assert_eq!(rip(&w), before - 2, "at the SYSCALL again");
+    // The former CPU gets the lock: there is nothing for it to do.
+    w.seen.cpu.set(1);
+    assert!(w.kernel.syscall());
+    w.seen.cpu.set(0);
+    assert_eq!(w.call(Call::Wait, &[500, 0]).0, Status::Timeout);
+    assert_eq!(on(&mut w, 0), other);
+    w.kernel.syscall();
+    assert_eq!(w.results(other).0, Status::Ok);
+    w.ok(Call::ThreadControl, &[THREAD, 1]);
+    assert_eq!(on(&mut w, 0), w.root);
+    assert_eq!(w.ok(Call::Wait, &[500, 0])[0], 4);
+}
+
+#[test]
+fn a_blocked_thread_takes_its_deadline_along() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Notification, 0, 500, 1);
+    let other = w.thread(THREAD, 1, 20);
+    assert_eq!(on(&mut w, 1), other);
+    let _ = w.call(Call::Wait, &[500, 100]);
+    assert!(w.turn().is_null());
+    move_to(&mut w, THREAD, 0);
+    assert_eq!(w.kernel.deadline(1), u64::MAX);
+    assert_eq!(w.kernel.deadline(0), 100);
+    w.seen.now.set(100);
+    w.kernel.timer(0);
+    assert_eq!(on(&mut w, 0), other);
+    assert_eq!(w.results(other).0, Status::Timeout);
+}
+
+#[test]
+fn a_throttled_thread_moves() {
+    let mut w = World::new();
+    let other = w.thread(THREAD, 1, 20);
+    w.ok(Call::SchedSet, &[THREAD + 1, 7, 1, 20, 100, 1000]);
+    assert_eq!(on(&mut w, 1), other);
+    w.seen.now.set(100);
+    assert!(on(&mut w, 1).is_null());
+    move_to(&mut w, THREAD, 0);
+    assert_eq!(on(&mut w, 0), other);
+    assert_eq!(w.kernel.deadline(1), u64::MAX);
+}
+
+#[test]
+fn losing_its_time_costs_a_waiting_thread_no_deadline() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Notification, 0, 500, 1);
+    let other = w.thread(THREAD, 1, 20);
+    assert_eq!(on(&mut w, 1), other);
+    let _ = w.call(Call::Wait, &[500, 100]);
+    w.turn();
+    w.seen.cpu.set(0);
+    w.ok(Call::Bind, &[THREAD + 1, 0, 0]);
+    w.seen.now.set(100);
+    w.kernel.timer(1);
+    assert!(on(&mut w, 1).is_null(), "due, but without time");
+    w.seen.cpu.set(0);
+    w.ok(Call::Bind, &[THREAD + 1, THREAD, 0]);
+    assert_eq!(on(&mut w, 1), other);
+    assert_eq!(w.results(other).0, Status::Timeout);
+}
+
+/// Threads of the model below.
+const WAITERS: usize = 24;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Ends a wait early; the thread waits again until `ticks` from now.
+    Again { who: usize, ticks: u64 },
+    /// Moves a waiting thread to a CPU.
+    Move { who: usize, cpu: u64 },
+    /// Time passes.
+    Pass { ticks: u64 },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let one = prop_oneof![
+        3 => (0..WAITERS, 1..2000u64).prop_map(|(who, ticks)| Step::Again { who, ticks }),
+        2 => (0..WAITERS, 0..2u64).prop_map(|(who, cpu)| Step::Move { who, cpu }),
+        2 => (0..300u64).prop_map(|ticks| Step::Pass { ticks }),
+    ];
+    proptest::collection::vec(one, 1..80)
+}
+
+/// A waiting thread: itself, its CPU, its deadline.
+type Waiter = (Ref<Thread>, usize, u64);
+
+/// Lets every thread that was woken wait again, until its deadline.
+fn wait_on(w: &mut World, waiters: &[Waiter]) {
+    for cpu in 0..2 {
+        w.seen.cpu.set(cpu);
+        loop {
+            let current = w.turn();
+            let Some(waiter) = waiters.iter().find(|waiter| waiter.0 == current) else {
+                break;
+            };
+            let _ = w.call(Call::Wait, &[500, waiter.2]);
+        }
+    }
+    w.seen.cpu.set(0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn every_cpu_always_knows_its_next_deadline(steps in steps()) {
+        let mut w = World::new();
+        let ram = w.ram();
+        w.make(ram, Kind::Notification, 0, 500, 1);
+        let mut waiters = Vec::new();
+        for index in 0..WAITERS as u64 {
+            w.seen.cpu.set(0);
+            let thread = w.thread(THREAD + 2 * index, 1, 20);
+            waiters.push((thread, 1usize, 1_000_000 - index));
+            wait_on(&mut w, &waiters);
+        }
+        for step in steps {
+            let now = w.seen.now.get();
+            w.seen.cpu.set(0);
+            match step {
+                Step::Again { who, ticks } => {
+                    w.ok(Call::ThreadControl, &[THREAD + 2 * who as u64, 2]);
+                    prop_assert_eq!(w.results(waiters[who].0).0, Status::Cancelled);
+                    waiters[who].2 = now + ticks;
+                }
+                Step::Move { who, cpu } => {
+                    move_to(&mut w, THREAD + 2 * who as u64, cpu);
+                    waiters[who].1 = cpu as usize;
+                }
+                Step::Pass { ticks } => {
+                    w.seen.now.set(now + ticks);
+                    for cpu in 0..2 {
+                        w.seen.cpu.set(cpu);
+                        w.kernel.timer(cpu);
+                    }
+                    for waiter in &mut waiters {
+                        if waiter.2 <= now + ticks {
+                            waiter.2 = FOREVER - 1;
+                        }
+                    }
+                }
+            }
+            wait_on(&mut w, &waiters);
+            for cpu in 0..2 {
+                let next = waiters.iter().filter(|waiter| waiter.1 == cpu).map(|waiter| waiter.2).min();
+                prop_assert_eq!(w.kernel.deadline(cpu), next.unwrap_or(u64::MAX), "{:?}", step);
+            }
+            w.seen.cpu.set(0);
+            prop_assert_eq!(w.kernel.check(), Ok(()));
+        }
+    }
+}
