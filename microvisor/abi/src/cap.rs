@@ -156,7 +156,7 @@ impl Rights {
 }
 
 /// What walks an address space's tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum SpaceKind {
     /// A component's own addresses.
