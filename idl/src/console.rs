@@ -28,8 +28,9 @@ pub enum ConsoleError {
 pub trait Console {
     /// Attaches the caller under `name` and answers its ring page, to be mapped as a
     /// [`crate::ring::RingPage`], and a notification to signal (with any bit) after writing output
-    /// or taking input. The console signals `wake` when it took output or brought input. Attaching
-    /// again under the same name gives the same page to the new caller (a restarted VMM).
+    /// or taking input. The console signals `wake` when it took output or brought input. A
+    /// component has one page for each kind, always the same: it gets it again when it, or the
+    /// console, was started again, with what is still in it.
     ///
     /// The page is neither side's memory but root's, so that either may die without the other
     /// faulting on it. `sdk::console::attach` does all of this.

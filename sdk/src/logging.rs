@@ -11,7 +11,7 @@ use idl::ring::{OUT_BYTES, RingPage, Writer};
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::caps::{MemoryCap, NotificationCap};
-use crate::console::{self, AttachError};
+use crate::console::{self, AttachError, Attached};
 use crate::ipc::EndpointTransport;
 use crate::memory;
 use crate::sync::Mutex;
@@ -24,11 +24,28 @@ enum Sink {
     None,
     Ring {
         writer: Writer<'static, OUT_BYTES>,
-        wake: Cap<Notification>,
-        bits: u64,
+        reader: Wake,
     },
     /// Called with each piece; root's way before there is a console.
     Direct(fn(&[u8])),
+}
+
+/// How the reader of a ring is told.
+enum Wake {
+    /// The console that root started: root hears of its end otherwise.
+    Root(Cap<Notification>, u64),
+    /// Whichever console there is.
+    Console(Attached),
+}
+
+impl Wake {
+    fn signal(&mut self) {
+        // A console that is down for good does not stop us: lines are lost, and counted.
+        let _ = match self {
+            Wake::Root(wake, bits) => wake.signal(*bits).is_ok(),
+            Wake::Console(attached) => attached.signal().is_ok(),
+        };
+    }
 }
 
 struct Lines {
@@ -71,11 +88,10 @@ impl Lines {
                 write(&self.backlog);
                 self.backlog.len()
             }
-            Sink::Ring { writer, wake, bits } => {
+            Sink::Ring { writer, reader } => {
                 let written = writer.write(&self.backlog);
                 if written != 0 {
-                    // A console that is gone does not stop us.
-                    let _ = wake.signal(*bits);
+                    reader.signal();
                 }
                 written
             }
@@ -129,22 +145,23 @@ pub fn drained() -> bool {
     ring_empty && lines.backlog.is_empty()
 }
 
-/// Sends lines into a ring whose reader hears `bits` of `wake`.
+/// Sends lines into a ring whose reader hears `bits` of `wake`. For root.
 pub fn set_ring(page: &'static RingPage, wake: Cap<Notification>, bits: u64) {
-    let mut lines = LINES.lock();
-    lines.sink = Sink::Ring {
+    set_sink(Sink::Ring {
         writer: page.output.writer(),
-        wake,
-        bits,
-    };
+        reader: Wake::Root(wake, bits),
+    });
+}
+
+fn set_sink(sink: Sink) {
+    let mut lines = LINES.lock();
+    lines.sink = sink;
     lines.flush();
 }
 
 /// Sends lines to a function. It must not log.
 pub fn set_direct(write: fn(&[u8])) {
-    let mut lines = LINES.lock();
-    lines.sink = Sink::Direct(write);
-    lines.flush();
+    set_sink(Sink::Direct(write));
 }
 
 /// Attaches this component's log to the console behind `endpoint`.
@@ -153,7 +170,10 @@ pub fn attach(endpoint: Cap<Endpoint>, name: &str) -> Result<(), AttachError> {
     // nobody waits for this notification.
     let woken: Cap<Notification> = memory::own().retype(0).map_err(AttachError::Core)?;
     let attached = console::attach(EndpointTransport(endpoint), name, ClientKind::Log, woken)?;
-    set_ring(attached.page, attached.peer, 1);
+    set_sink(Sink::Ring {
+        writer: attached.page.output.writer(),
+        reader: Wake::Console(attached),
+    });
     Ok(())
 }
 
@@ -169,8 +189,7 @@ mod tests {
         lines.flush();
         lines.sink = Sink::Ring {
             writer: page.output.writer(),
-            wake: Cap::new(0),
-            bits: 0,
+            reader: Wake::Root(Cap::new(0), 0),
         };
         lines.add(format_args!("two"));
         lines.flush();

@@ -35,6 +35,11 @@ pub const SLOT_MEMORY: u32 = 5;
 pub const SLOT_REPLY: u32 = 6;
 /// A notification without a badge, bound to nothing.
 pub const SLOT_NOTIFICATION: u32 = 7;
+/// Bit of the own notification ([`SLOT_NOTIFICATION`]) that root sets when a component at the other
+/// end of one of this component's wires, client or server, was started again or stays down.
+/// Capabilities that came from it are gone, and using them tells. Components that keep nothing of
+/// their peers' need not look at it.
+pub const PEERS: u64 = 1 << 60;
 /// First slot for wires.
 pub const SLOT_FIRST: u32 = 16;
 
@@ -214,8 +219,9 @@ pub struct Startup {
     pub threads: heapless::Vec<ThreadRight, 16>,
     /// Files.
     pub files: heapless::Vec<File, 8>,
-    /// Pages of root's for rings with clients (console only): 4 KiB frames, zeroed, mapped
-    /// nowhere, in consecutive slots. What is derived from them outlives this component.
+    /// Pages of root's for rings with clients (console only): 4 KiB frames in consecutive slots,
+    /// two for each of [`Startup::clients`], zeroed when the first console started. What is derived
+    /// from them outlives this component, and what is in them as well.
     pub ring_pages: RingPages,
     /// Names of the components that may call, by badge, counted from 1 (console only).
     pub clients: heapless::Vec<Name, CLIENTS_MAX>,

@@ -7,6 +7,7 @@ use idl::console::ClientKind;
 use idl::supervisor::Detail;
 use sdk::console::{self, Attached};
 use sdk::prelude::*;
+use sdk::startup::PEERS;
 
 use crate::env::{Effects, NOBODY};
 use crate::shared::{Shared, service};
@@ -55,13 +56,18 @@ impl Service {
             };
             let (ring, port) = &self.console;
             if let (Some(attached), Some(writer), Some(reader)) =
-                (&self.attached, writer.as_mut(), reader.as_mut())
+                (&mut self.attached, writer.as_mut(), reader.as_mut())
             {
                 // A ring page that the guest took out of its memory carries nothing.
                 let out = ring.output(&shared.ram, writer).unwrap_or(false);
                 let input = ring.input(&shared.ram, reader).unwrap_or(false);
+                // A console that was started again has to be told who is here.
+                if (out || input || bits & PEERS != 0)
+                    && let Err(error) = attached.signal()
+                {
+                    log::warn!("the guest's console is gone: {error:?}");
+                }
                 if out || input {
-                    let _ = attached.peer.signal(1);
                     notify_guest(shared, *port);
                 }
             }
