@@ -34,12 +34,110 @@ impl Control {
 }
 
 /// Every control.
-pub const CONTROLS: &[Control] = &[Control {
-    name: "rights",
-    file: "microvisor/objects/src/cap_space.rs",
-    off: "a call asks for the right that it needs",
-    claim: "a_right_that_was_not_given_cannot_be_used",
-}];
+pub const CONTROLS: &[Control] = &[
+    Control {
+        name: "rights",
+        file: "microvisor/objects/src/cap_space.rs",
+        off: "a call asks for the right that it needs",
+        claim: "a_right_that_was_not_given_cannot_be_used",
+    },
+    Control {
+        name: "kind",
+        file: "microvisor/objects/src/cap_space.rs",
+        off: "a call asks for the kind of object that it works on",
+        claim: "a_capability_of_another_kind_is_refused",
+    },
+    Control {
+        name: "amplify",
+        file: "microvisor/objects/src/cap_space.rs",
+        off: "a copy has no right that its source lacks",
+        claim: "a_copy_has_no_more_rights",
+    },
+    Control {
+        name: "revoke",
+        file: "microvisor/objects/src/cap_space.rs",
+        off: "revoking deletes what was derived",
+        claim: "a_revoked_capability_is_gone",
+    },
+    Control {
+        name: "generation",
+        file: "microvisor/objects/src/arena.rs",
+        off: "a frame that is used again gets a new generation",
+        claim: "a_destroyed_object_stays_destroyed",
+    },
+    Control {
+        name: "bounds",
+        file: "microvisor/objects/src/memory.rs",
+        off: "what is made of memory lies inside it",
+        claim: "memory_ends_where_it_ends",
+    },
+    Control {
+        name: "zero",
+        file: "microvisor/objects/src/memory.rs",
+        off: "a frame is zeroed when it is made",
+        claim: "memory_is_zero_when_it_changes_hands",
+    },
+    Control {
+        name: "unmap",
+        file: "microvisor/objects/src/memory.rs",
+        off: "a capability's mapping goes with it",
+        claim: "memory_taken_back_is_out_of_reach",
+    },
+    Control {
+        name: "shootdown",
+        file: "microvisor/src/hardware.rs",
+        off: "other CPUs forget a translation that is taken away",
+        claim: "memory_taken_back_is_out_of_reach",
+    },
+    Control {
+        name: "no-execute",
+        file: "microvisor/objects/src/translate.rs",
+        off: "pages are executable only where that was asked for",
+        claim: "bad_addresses_stop_their_thread",
+    },
+    Control {
+        name: "supervisor",
+        file: "microvisor/src/paging.rs",
+        off: "the core's pages are closed to user mode",
+        claim: "the_cores_memory_is_out_of_reach",
+    },
+    Control {
+        name: "ports",
+        file: "microvisor/src/descriptor.rs",
+        off: "the port bitmap denies what was not granted",
+        claim: "ports_without_a_right_fault",
+    },
+    Control {
+        name: "ldt",
+        file: "microvisor/src/descriptor.rs",
+        off: "there is no local descriptor table",
+        claim: "segments_of_the_core_cannot_be_loaded",
+    },
+    Control {
+        name: "task-switched",
+        file: "microvisor/src/virt/fpu.rs",
+        off: "CR0.TS makes vector and x87 instructions fault",
+        claim: "vector_registers_are_out_of_reach",
+    },
+    Control {
+        name: "registers",
+        file: "microvisor/src/virt/fpu.rs",
+        off: "a vCPU's vector and x87 registers replace the last one's",
+        claim: "extended_registers_hold_nobody_elses_values",
+    },
+    Control {
+        name: "preempt",
+        file: "microvisor/objects/src/kernel.rs",
+        off: "a thread's turn ends while its equals wait",
+        claim: "a_loop_starves_nobody_of_its_priority",
+    },
+    Control {
+        name: "cancel",
+        file: "microvisor/objects/src/kernel.rs",
+        off: "cancelling a thread ends its call",
+        claim: "a_client_gives_up_on_a_mute_server",
+    },
+];
 
 #[cfg(test)]
 mod tests {
@@ -99,7 +197,8 @@ mod tests {
             .map(|control| (control.name.to_owned(), control.file.to_owned()))
             .collect();
         assert_eq!(found, listed);
-        assert_eq!(listed.len(), CONTROLS.len(), "a control is listed twice");
+        let names: BTreeSet<_> = CONTROLS.iter().map(|control| control.name).collect();
+        assert_eq!(names.len(), CONTROLS.len(), "a name is listed twice");
     }
 
     #[test]

@@ -21,7 +21,11 @@ const PORT_BYTES: usize = 8192;
 /// Offset of the bitmap in the TSS.
 const BITMAP: u16 = 104;
 /// A bitmap offset beyond the TSS's limit: no port is allowed.
-const NO_BITMAP: u16 = 0xffff;
+const NO_BITMAP: u16 = if cfg!(control = "ports") {
+    BITMAP
+} else {
+    0xffff
+};
 
 /// A 64-bit TSS (Intel SDM vol. 3, figure 9-11) with a whole port bitmap.
 #[repr(C, packed(4))]
@@ -71,7 +75,7 @@ impl Descriptors {
         self.tss.ist[1] = ist[1];
         self.tss.ist[2] = ist[2];
         self.tss.bitmap_offset = NO_BITMAP;
-        self.tss.bitmap = [0xff; PORT_BYTES];
+        self.tss.bitmap = [if cfg!(control = "ports") { 0 } else { 0xff }; PORT_BYTES];
         self.tss.end = 0xff;
         self.open = [PortRange::default(); PORT_RANGES];
     }
@@ -98,6 +102,10 @@ impl Descriptors {
             // The descriptor may be marked busy if this CPU loaded it before.
             self.gdt[usize::from(TSS >> 3)] &= !(2 << 40);
             load_tss(selector(TSS));
+            // After a reset LDTR covers 64 KiB from linear address 0, where a component may map what
+            // it likes: descriptors of its own, call gates among them.
+            #[cfg(not(control = "ldt"))]
+            core::arch::asm!("lldt {:x}", in(reg) 0, options(nostack, preserves_flags));
         }
     }
 

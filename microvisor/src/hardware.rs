@@ -171,9 +171,10 @@ impl Machine for Hardware {
         let me = cpu::index();
         let request = REQUEST.load(Ordering::Relaxed) + 1;
         REQUEST.store(request, Ordering::SeqCst);
+        let alone = cfg!(control = "shootdown") && matches!(flush, Flush::HostPage { .. });
         let others = || {
             (0..cpu::count())
-                .filter(move |&index| index != me)
+                .filter(move |&index| index != me && !alone)
                 .filter_map(cpu::other)
                 .filter(|other| other.online.load(Ordering::SeqCst))
         };

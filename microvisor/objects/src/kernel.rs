@@ -79,7 +79,10 @@ impl<M: Machine> Kernel<M> {
     pub fn init(&mut self, arena: Arena, config: Config) {
         self.arena = arena;
         self.cpu_count = config.cpus.min(CPUS_MAX);
-        self.slice = config.slice;
+        self.slice = match cfg!(control = "preempt") {
+            true => u64::MAX,
+            false => config.slice,
+        };
         self.core_root = config.core_root;
         self.vcpu_frames = config.vcpu_frames;
     }
@@ -398,6 +401,7 @@ impl<M: Machine> Kernel<M> {
             Op::Cancel => {
                 let t = self.arena.get(thread).ok_or(Status::InvalidCap)?;
                 let vcpu = t.vcpu;
+                #[cfg(not(control = "cancel"))]
                 self.unblock(thread, Status::Cancelled);
                 if !vcpu.is_null() {
                     self.vcpu_control(me, vcpu, microvisor_abi::vcpu::Op::Poke as u64, 0, 0)?;

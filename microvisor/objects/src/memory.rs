@@ -109,7 +109,7 @@ impl<M: Machine> Kernel<M> {
         let base = PhysAddr(m.object).frame();
         let start = (base + used).next_multiple_of(align) - base;
         let end = start.checked_add(frames).ok_or(Status::NoMemory)?;
-        if end > m.extra {
+        if end > m.extra && cfg!(not(control = "bounds")) {
             return Err(Status::NoMemory);
         }
         if m.depth == u16::MAX {
@@ -150,6 +150,7 @@ impl<M: Machine> Kernel<M> {
         let ahead = ahead.min(frames);
         let left = frames - ahead;
         let now = left.min(ZERO_LIMIT / FRAME);
+        #[cfg(not(control = "zero"))]
         self.arena.zero(at.add(ahead * FRAME), now * FRAME);
         if now < left {
             // `start` counts as used: the alignment gap before a large frame stays unused.
@@ -366,7 +367,8 @@ impl<M: Machine> Kernel<M> {
     /// more is left. Capability spaces are handled by the caller.
     pub(crate) fn finalise(&mut self, slot: SlotRef) -> Result<(), Status> {
         let cap = *self.arena.slot(slot);
-        if cap.has_flag(flag::MAPPED)
+        if cfg!(not(control = "unmap"))
+            && cap.has_flag(flag::MAPPED)
             && matches!(cap.kind(), Kind::Frame | Kind::Thread | Kind::Vcpu)
         {
             let _ = self.unmap(slot);

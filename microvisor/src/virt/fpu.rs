@@ -148,6 +148,7 @@ fn with_fpu(work: impl FnOnce()) {
     // SAFETY: CR0.TS only decides whether FPU instructions fault; it is set again afterwards.
     unsafe { asm!("clts", options(nomem, nostack, preserves_flags)) };
     work();
+    #[cfg(not(control = "task-switched"))]
     // SAFETY: as above: the same CR0 with TS (bit 3).
     unsafe {
         asm!("mov {0}, cr0", "or {0}, 8", "mov cr0, {0}", out(reg) _, options(nomem, nostack));
@@ -187,6 +188,9 @@ unsafe fn save(image: *mut u8) {
 /// # Safety
 /// `image` is 64-byte aligned and an image that XRSTOR accepts.
 unsafe fn load(image: *mut u8) {
+    if cfg!(control = "registers") {
+        return;
+    }
     static ZERO: u64 = 0;
     // SAFETY: see above. EMMS and FILD give FIP and FDP values of ours on CPUs that load them only
     // with a pending error (AMD APM vol. 2, 11.4.4): the former owner's must not survive.
