@@ -7,8 +7,8 @@ use core::sync::atomic::Ordering;
 
 use sdk::prelude::*;
 use sdk::time;
-use x86_platform::mode::Mode;
-use x86_platform::paging::{self, Access};
+use vmm_guest::ram::Word;
+use x86_platform::lookaside::Lookaside;
 use xen_abi::{
     Env, LegacyLine, MapError, ServiceId, ShutdownReason, SpecialFrame, Upcall, VcpuStart,
 };
@@ -25,17 +25,34 @@ pub const STORE: ServiceId = ServiceId(2);
 /// No vCPU: the service thread.
 pub const NOBODY: u32 = u32::MAX;
 
-/// Effects of one call into the domain.
+/// Effects of one call into the domain. What concerns the calling vCPU itself is not posted to its
+/// mailbox: the caller takes [`Effects::upcall`], and asks the domain for the next deadline again.
 pub struct Effects<'a> {
-    /// What all threads share.
-    pub shared: &'a Shared,
+    shared: &'a Shared,
     /// The vCPU on whose thread this runs, or [`NOBODY`].
-    pub vcpu: u32,
-    /// Its paging mode, as far as linear addresses are needed.
-    pub mode: Option<Mode>,
+    vcpu: u32,
+    /// By which linear addresses of this vCPU are translated, as far as any are expected.
+    lookaside: Option<&'a mut Lookaside<Word>>,
+    /// This vCPU's Xen upcall may be pending.
+    pub upcall: bool,
 }
 
-impl Effects<'_> {
+impl<'a> Effects<'a> {
+    /// Effects of a call on the thread of `vcpu`.
+    #[inline(always)]
+    pub fn new(
+        shared: &'a Shared,
+        vcpu: u32,
+        lookaside: Option<&'a mut Lookaside<Word>>,
+    ) -> Effects<'a> {
+        Effects {
+            shared,
+            vcpu,
+            lookaside,
+            upcall: false,
+        }
+    }
+
     fn post(&self, vcpu: u32, flags: u32) {
         if let Some(mailbox) = self.shared.mailboxes.get(vcpu as usize) {
             mailbox.post(flags, vcpu == self.vcpu);
@@ -49,29 +66,18 @@ impl Env for Effects<'_> {
     }
 
     fn translate(&mut self, linear: u64, access: xen_abi::Access) -> Option<u64> {
-        let access = match access {
-            xen_abi::Access::Read => Access::Read,
-            xen_abi::Access::Write => Access::Write,
-        };
-        // Hypercall arguments are read for the guest's kernel wherever they are: SMAP does not
-        // apply to the hypervisor's accesses (Xen walks without it as well).
-        let rflags = x86_platform::mode::RFLAGS_AC;
-        paging::translate(
-            &self.shared.ram,
-            self.mode.as_ref()?,
-            rflags,
-            linear,
-            access,
-        )
-        .ok()
+        let write = access == xen_abi::Access::Write;
+        let lookaside = self.lookaside.as_mut()?;
+        lookaside.translate(&self.shared.ram, linear, write).ok()
     }
 
     fn upcall(&mut self, vcpu: u32, how: Upcall) {
         match how {
             Upcall::WakeOnly | Upcall::Line(LegacyLine::Gsi(_) | LegacyLine::PciIntx { .. }) => {
                 // A PVH guest has no IO-APIC or PIC that a line could lead to.
-                self.post(vcpu, flag::WAKE);
+                self.wake(vcpu);
             }
+            Upcall::Vector(_) if vcpu == self.vcpu => self.upcall = true,
             Upcall::Vector(_) => self.post(vcpu, flag::UPCALL),
             Upcall::Lapic(vector) => {
                 if let Some(mailbox) = self.shared.mailboxes.get(vcpu as usize) {
@@ -83,7 +89,9 @@ impl Env for Effects<'_> {
     }
 
     fn wake(&mut self, vcpu: u32) {
-        self.post(vcpu, flag::WAKE);
+        if vcpu != self.vcpu {
+            self.post(vcpu, flag::WAKE);
+        }
     }
 
     fn service_event(&mut self, id: ServiceId) {

@@ -7,6 +7,7 @@
 //! a guest's numbers into addresses.
 
 use alloc::boxed::Box;
+use core::num::NonZeroU64;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use guest_loader::layout::{HIGH_START, LOW_END};
@@ -20,19 +21,36 @@ const NOWHERE: u64 = u64::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unbacked;
 
+/// An aligned word of guest memory, in own addresses. Only [`Ram`] makes one, of addresses that
+/// stay mapped for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word(NonZeroU64);
+
 /// Memory of one guest.
 #[derive(Debug)]
 pub struct Ram {
     base: u64,
     bytes: u64,
     special: u64,
+    /// Changes after each change of what is where.
+    layout: AtomicU64,
+    /// Bit [`filter_bit`] of every guest frame at which a special frame ever was.
+    special_filter: AtomicU64,
     /// One bit per guest frame from 0 to the end of RAM: set while RAM is mapped there.
     plain: Box<[AtomicU64]>,
     /// Where the guest has mapped each special frame, as a guest frame number.
     special_at: Box<[AtomicU64]>,
 }
 
+/// The bit of `Ram::special_filter` for a guest frame: by the top bits of a product with
+/// 2^64 divided by the golden ratio, which tells neighbours apart.
+#[inline]
+fn filter_bit(gfn: u64) -> u64 {
+    1 << (gfn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
+}
+
 /// Offset in RAM of a guest-physical address outside the hole.
+#[inline]
 fn offset(address: u64) -> u64 {
     if address < LOW_END {
         address
@@ -62,6 +80,8 @@ impl Ram {
             base,
             bytes,
             special,
+            layout: AtomicU64::new(0),
+            special_filter: AtomicU64::new(0),
             plain: plain.map(AtomicU64::new).collect(),
             special_at: (0..special_frames)
                 .map(|_| AtomicU64::new(NOWHERE))
@@ -110,6 +130,7 @@ impl Ram {
             } else {
                 word.fetch_and(!(1 << (gfn & 63)), Ordering::SeqCst);
             }
+            self.layout.fetch_add(1, Ordering::SeqCst);
         }
     }
 
@@ -123,7 +144,17 @@ impl Ram {
     }
 
     /// Which special frame is mapped at a guest frame.
+    #[inline]
     pub fn special_of(&self, gfn: u64) -> Option<u64> {
+        if self.special_filter.load(Ordering::Relaxed) & filter_bit(gfn) == 0 {
+            return None;
+        }
+        self.find_special(gfn)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_special(&self, gfn: u64) -> Option<u64> {
         self.special_at
             .iter()
             .position(|at| at.load(Ordering::Relaxed) == gfn)
@@ -136,7 +167,12 @@ impl Ram {
             .ok()
             .and_then(|index| self.special_at.get(index))
         {
+            if let Some(gfn) = gfn {
+                self.special_filter
+                    .fetch_or(filter_bit(gfn), Ordering::SeqCst);
+            }
             at.store(gfn.unwrap_or(NOWHERE), Ordering::SeqCst);
+            self.layout.fetch_add(1, Ordering::SeqCst);
         }
     }
 
@@ -164,7 +200,7 @@ impl Ram {
         self.place_special(address)
     }
 
-    #[cold]
+    #[inline]
     fn place_special(&self, address: u64) -> Result<u64, Unbacked> {
         let index = if address >= SpecialFrame::BASE {
             (address - SpecialFrame::BASE) / PAGE
@@ -191,17 +227,10 @@ impl Ram {
     }
 
     #[inline]
-    fn word_u64(&self, address: u64) -> Result<&AtomicU64, Unbacked> {
-        let place = self.word_place(address, 8)?;
-        // SAFETY: `word_place` answers aligned addresses inside the ranges that `new` was
-        // promised, which stay mapped; all accesses everywhere are atomic.
-        Ok(unsafe { AtomicU64::from_ptr(place as *mut u64) })
-    }
-
-    #[inline]
     fn word_u32(&self, address: u64) -> Result<&AtomicU32, Unbacked> {
         let place = self.word_place(address, 4)?;
-        // SAFETY: as in `word_u64`.
+        // SAFETY: `word_place` answers aligned addresses inside the ranges that `new` was
+        // promised, which stay mapped; all accesses everywhere are atomic.
         Ok(unsafe { AtomicU32::from_ptr(place as *mut u32) })
     }
 
@@ -242,7 +271,7 @@ impl Ram {
             let mut chunks = target.chunks_exact_mut(8);
             if place.is_multiple_of(8) {
                 for chunk in &mut chunks {
-                    // SAFETY: as in `word_u64`; the piece has these bytes.
+                    // SAFETY: as in `word_u32`; the piece has these bytes.
                     let word = unsafe { AtomicU64::from_ptr(place as *mut u64) };
                     chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
                     place += 8;
@@ -271,7 +300,7 @@ impl Ram {
                 for chunk in &mut chunks {
                     let mut word = [0; 8];
                     word.copy_from_slice(chunk);
-                    // SAFETY: as in `word_u64`; the piece has these bytes.
+                    // SAFETY: as in `word_u32`; the piece has these bytes.
                     unsafe { AtomicU64::from_ptr(place as *mut u64) }
                         .store(u64::from_le_bytes(word), Ordering::Relaxed);
                     place += 8;
@@ -281,7 +310,7 @@ impl Ram {
                 source
             };
             for byte in rest {
-                // SAFETY: as in `word_u64`; bytes have no alignment.
+                // SAFETY: as in `word_u32`; bytes have no alignment.
                 unsafe { AtomicU8::from_ptr(place as *mut u8) }.store(*byte, Ordering::Relaxed);
                 place += 1;
             }
@@ -335,9 +364,24 @@ impl x86_platform::memory::GuestMemory for Ram {
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), x86_platform::memory::Unbacked> {
         Ok(self.copy_in(address, bytes)?)
     }
+    type Word = Word;
     #[inline]
-    fn read_u64(&self, address: u64) -> Result<u64, x86_platform::memory::Unbacked> {
-        Ok(self.word_u64(address)?.load(Ordering::Relaxed))
+    fn word(&self, address: u64) -> Result<Word, x86_platform::memory::Unbacked> {
+        let place = self.word_place(address, 8)?;
+        // The ranges begin above address 0.
+        let place = NonZeroU64::new(place).ok_or(x86_platform::memory::Unbacked)?;
+        Ok(Word(place))
+    }
+    #[inline]
+    fn load(&self, word: Word) -> u64 {
+        // SAFETY: `word_place` answered this address, so it is aligned and inside ranges that
+        // `new` of some `Ram` was promised, which stay mapped for good, whatever is mapped in the
+        // guest meanwhile; all accesses everywhere are atomic.
+        unsafe { AtomicU64::from_ptr(word.0.get() as *mut u64) }.load(Ordering::Relaxed)
+    }
+    #[inline]
+    fn layout(&self) -> u64 {
+        self.layout.load(Ordering::SeqCst)
     }
     #[inline]
     fn read_u32(&self, address: u64) -> Result<u32, x86_platform::memory::Unbacked> {

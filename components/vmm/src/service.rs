@@ -86,11 +86,7 @@ impl Service {
 }
 
 fn notify_guest(shared: &Shared, port: u32) {
-    let mut effects = Effects {
-        shared,
-        vcpu: NOBODY,
-        mode: None,
-    };
+    let mut effects = Effects::new(shared, NOBODY, None);
     let mut domain = shared.domain.lock();
     // The guest may have closed the port: then it does not want to know.
     let _ = domain.notify_guest(port, &shared.ram, &mut effects);

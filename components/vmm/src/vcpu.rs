@@ -14,24 +14,26 @@ mod start;
 use core::sync::atomic::Ordering;
 
 use guest_loader::layout;
-use sdk::abi::vcpu::{Exit, event, group};
+use sdk::abi::vcpu::{Exit, blocked, event, group};
 use sdk::field;
 use sdk::prelude::*;
 use sdk::time;
 use sdk::vcpu::StatePage;
 use x86_platform::apic::{Clock, LocalApic};
 use x86_platform::cpuid::{self, Cpuid};
-use x86_platform::decode::{self, Fixed};
+use x86_platform::decode::{self, Fixed, Operation};
 use x86_platform::event::vector;
+use x86_platform::lookaside::{self, Lookaside};
 use x86_platform::mode::Mode;
 use x86_platform::msr::Msrs;
 use x86_platform::paging::{self, Code, Fault};
 use x86_platform::registers;
 
+use vmm_guest::ram::Word;
 use xen_abi::RunstateKind;
 
 use crate::env::Effects;
-use crate::shared::{Shared, flag};
+use crate::shared::{Mailbox, Shared, flag};
 use crate::stop::Reason;
 
 /// What a vCPU is doing.
@@ -113,6 +115,15 @@ impl From<decode::Error> for Interruption {
     }
 }
 
+impl From<lookaside::Error> for Interruption {
+    fn from(error: lookaside::Error) -> Self {
+        match error {
+            lookaside::Error::Fault(fault) => fault.into(),
+            lookaside::Error::Decode(error) => error.into(),
+        }
+    }
+}
+
 impl From<Status> for Interruption {
     fn from(status: Status) -> Self {
         Interruption::Unsupported {
@@ -128,12 +139,15 @@ type Handled = Result<(), Interruption>;
 pub struct Vcpu {
     index: u32,
     shared: &'static Shared,
+    mailbox: &'static Mailbox,
     cap: Cap<cap::Vcpu>,
     page: StatePage,
     apic: LocalApic,
     cpuid: Cpuid,
     msrs: Msrs,
-    cache: decode::Cache,
+    lookaside: Lookaside<Word>,
+    /// Operations by bytes that the CPU delivered.
+    delivered: decode::Cache,
     activity: Activity,
     /// Groups of the page that are current.
     valid: u64,
@@ -175,6 +189,8 @@ impl Vcpu {
         cap: Cap<cap::Vcpu>,
         invariant_tsc: bool,
     ) -> Result<Vcpu, Status> {
+        let mailbox = shared.mailboxes.get(index as usize);
+        let mailbox = mailbox.ok_or(Status::InvalidArgument)?;
         let config = cpuid::Config {
             apic_id,
             vcpus: shared.mailboxes.len() as u32,
@@ -187,12 +203,14 @@ impl Vcpu {
         let vcpu = Vcpu {
             index,
             shared,
+            mailbox,
             cap,
             page: StatePage::map(cap)?,
             apic: LocalApic::new(apic_id, index == 0, clock),
             cpuid,
             msrs,
-            cache: decode::Cache::default(),
+            lookaside: Lookaside::default(),
+            delivered: decode::Cache::default(),
             activity: Activity::WaitStartup,
             valid: 0,
             modified: 0,
@@ -210,23 +228,15 @@ impl Vcpu {
         Ok(vcpu)
     }
 
-    fn mailbox(&self) -> &'static crate::shared::Mailbox {
-        // The VMM makes as many mailboxes as vCPUs.
-        &self.shared.mailboxes[self.index as usize]
+    #[inline(always)]
+    fn mailbox(&self) -> &'static Mailbox {
+        self.mailbox
     }
 
     fn publish_route(&self) {
-        self.mailbox()
+        self.mailbox
             .route
             .store(self.apic.route().to_word(), Ordering::SeqCst);
-    }
-
-    fn effects(&self, mode: Option<Mode>) -> Effects<'static> {
-        Effects {
-            shared: self.shared,
-            vcpu: self.index,
-            mode,
-        }
     }
 
     /// Runs until the domain stops.
@@ -308,6 +318,7 @@ impl Vcpu {
     }
 
     /// The part of the state that fetching and translating need.
+    #[inline(always)]
     fn mode(&mut self) -> Result<Mode, Status> {
         self.need(group::MODE)?;
         Ok(Mode {
@@ -320,79 +331,107 @@ impl Vcpu {
         })
     }
 
+    /// Tells the lookaside the mode of this exit.
+    #[inline(always)]
+    fn observe(&mut self) -> Handled {
+        let mode = self.mode()?;
+        self.lookaside.observe(&mode);
+        Ok(())
+    }
+
+    /// The bytes at the instruction pointer, if the CPU delivered them all.
+    #[inline(always)]
+    fn delivered_code(&self) -> Option<Code> {
+        let count = self.page.get(field!(instruction_count));
+        if count != paging::INSTRUCTION_MAX as u64 {
+            return None;
+        }
+        let bytes = field!(instruction_bytes);
+        let words = [self.page.get_at(bytes, 0), self.page.get_at(bytes, 1)];
+        Some(Code::from_words(words, count))
+    }
+
     /// The bytes at the instruction pointer.
     fn code(&mut self, mode: &Mode) -> Result<Code, Interruption> {
-        let count = self.page.get(field!(instruction_count));
-        if count == paging::INSTRUCTION_MAX as u64 {
-            let bytes = field!(instruction_bytes);
-            let words = [self.page.get_at(bytes, 0), self.page.get_at(bytes, 1)];
-            return Ok(Code::from_words(words, count));
+        if let Some(code) = self.delivered_code() {
+            return Ok(code);
         }
         let rflags = self.page.get(field!(regs.rflags));
         Ok(paging::fetch(&self.shared.ram, mode, rflags, self.rip())?)
     }
 
-    /// Length of the instruction that exited: the CPU's word, or decoded.
-    #[inline]
-    fn length(&mut self, fixed: Fixed) -> Result<u8, Interruption> {
-        match self.page.get(field!(instruction_length)) {
-            length @ 1..=15 => Ok(length as u8),
-            _ => {
-                let mode = self.mode()?;
-                self.length_in(&mode, fixed)
-            }
+    /// The instruction at the instruction pointer, which has a memory operand.
+    #[inline(always)]
+    fn operation(&mut self, mode: &Mode) -> Result<Operation, Interruption> {
+        let rip = self.rip();
+        if let Some(code) = self.delivered_code() {
+            let size = mode.code_size();
+            return Ok(self.delivered.memory_operation(&code, size, rip)?);
         }
+        let rflags = self.page.get(field!(regs.rflags));
+        self.lookaside.observe(mode);
+        let ram = &self.shared.ram;
+        Ok(self.lookaside.operation(ram, rflags, rip)?)
     }
 
-    /// The same when the mode is at hand.
-    #[inline]
-    fn length_in(&mut self, mode: &Mode, fixed: Fixed) -> Result<u8, Interruption> {
+    /// Length of the instruction that exited: the CPU's word, or decoded.
+    #[inline(always)]
+    fn length(&mut self, fixed: Fixed) -> Result<u8, Interruption> {
         if let length @ 1..=15 = self.page.get(field!(instruction_length)) {
             return Ok(length as u8);
         }
-        let rflags = self.page.get(field!(regs.rflags));
-        let word = paging::fetch_word(&self.shared.ram, mode, rflags, self.rip())?;
-        match word.and_then(|word| fixed.plain_length(word)) {
-            Some(length) => Ok(length),
-            None => self.decoded_length(mode, fixed),
-        }
+        self.observe()?;
+        self.decoded_length(fixed)
     }
 
-    /// The same, with prefixes or across pages.
-    #[cold]
-    fn decoded_length(&mut self, mode: &Mode, fixed: Fixed) -> Result<u8, Interruption> {
-        let code = self.code(mode)?;
-        Ok(fixed.length(&code, mode.code_size())?)
+    /// The same when the lookaside knows the mode of this exit.
+    #[inline(always)]
+    fn decoded_length(&mut self, fixed: Fixed) -> Result<u8, Interruption> {
+        if let length @ 1..=15 = self.page.get(field!(instruction_length)) {
+            return Ok(length as u8);
+        }
+        let (rip, rflags) = (self.rip(), self.page.get(field!(regs.rflags)));
+        let ram = &self.shared.ram;
+        Ok(self.lookaside.length(ram, rflags, rip, fixed)?)
     }
 
     /// The instruction is complete: moves past it, out of any interrupt shadow.
-    #[inline]
+    #[inline(always)]
     fn skip(&mut self, length: u8) -> Handled {
-        let rip = self.rip();
-        let mut next = rip.wrapping_add(length.into());
-        if next & 0xffff < u64::from(length) {
-            // Only here can the width of the code make a difference.
-            next = self.mode()?.advance(rip, length);
+        let next = self.rip().wrapping_add(length.into());
+        let flags = self.page.get(field!(regs.rflags));
+        let held = self.page.get(field!(interruptibility));
+        self.modified |= group::GENERAL;
+        // Within 64 KiB the width of the code makes no difference to the sum.
+        let plain = next & 0xffff >= u64::from(length)
+            && flags & (registers::RF | registers::TF) == 0
+            && held & blocked::SHADOW == 0;
+        if plain {
+            self.page.set(field!(regs.rip), next);
+            return Ok(());
         }
+        self.skip_with_care(length)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn skip_with_care(&mut self, length: u8) -> Handled {
+        let next = self.mode()?.advance(self.rip(), length);
         self.page.set(field!(regs.rip), next);
+        let held = self.page.get(field!(interruptibility));
+        if held & blocked::SHADOW != 0 {
+            let rest = held & !blocked::SHADOW;
+            self.page.set(field!(interruptibility), rest);
+            self.modified |= group::EVENTS;
+        }
         let flags = self.page.get(field!(regs.rflags));
         if flags & (registers::RF | registers::TF) != 0 {
             self.complete_flags(flags)?;
-        }
-        self.modified |= group::GENERAL;
-        let held = self.page.get(field!(interruptibility));
-        if held & sdk::abi::vcpu::blocked::SHADOW != 0 {
-            self.page.set(
-                field!(interruptibility),
-                held & !sdk::abi::vcpu::blocked::SHADOW,
-            );
-            self.modified |= group::EVENTS;
         }
         Ok(())
     }
 
     /// RF and single stepping, as the CPU treats them when an instruction completes.
-    #[cold]
     fn complete_flags(&mut self, flags: u64) -> Handled {
         self.page.set(
             field!(regs.rflags),
@@ -448,9 +487,10 @@ impl Vcpu {
         self.apic.advance(now);
         if now >= self.xen_deadline {
             let shared = self.shared;
-            let mut effects = self.effects(None);
+            let mut effects = Effects::new(shared, self.index, None);
             let mut domain = shared.domain.lock();
             domain.expire(self.index, &shared.ram, &mut effects);
+            self.upcall |= effects.upcall;
             self.refresh_xen_deadline(&domain);
         }
         self.set_deadline();

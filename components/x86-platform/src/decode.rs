@@ -39,10 +39,6 @@ pub enum Fixed {
     Xsetbv,
     /// INVD, WBINVD or WBNOINVD.
     CacheFlush,
-    /// MONITOR, MWAIT, MONITORX or MWAITX.
-    Mwait,
-    /// RDPMC.
-    Rdpmc,
     /// PAUSE.
     Pause,
     /// IN, OUT, INS or OUTS.
@@ -65,10 +61,6 @@ impl Fixed {
             Fixed::Hlt => matches(&[0xf4]),
             Fixed::Xsetbv => matches(&[0x0f, 0x01, 0xd1]),
             Fixed::CacheFlush => matches(&[0x0f, 0x09]).or_else(|| matches(&[0x0f, 0x08])),
-            Fixed::Mwait => [0xc8, 0xc9, 0xfa, 0xfb]
-                .iter()
-                .find_map(|&modrm| matches(&[0x0f, 0x01, modrm])),
-            Fixed::Rdpmc => matches(&[0x0f, 0x33]),
             Fixed::Pause => matches(&[0x90]),
             Fixed::Port => match *bytes.first()? {
                 0xe4..=0xe7 if bytes.len() >= 2 => Some(2),
@@ -76,23 +68,6 @@ impl Fixed {
                 _ => None,
             },
         }
-    }
-
-    /// Length of the instruction if `word`, the first eight bytes of the code, starts with it and
-    /// it has no prefix; otherwise [`Fixed::length`] has to look.
-    #[inline]
-    pub fn plain_length(self, word: u64) -> Option<u8> {
-        let two = word as u16;
-        let three = word as u32 & 0xff_ffff;
-        let (found, length) = match self {
-            Fixed::Cpuid => (two == 0xa20f, 2),
-            Fixed::Rdmsr => (two == 0x320f, 2),
-            Fixed::Wrmsr => (two == 0x300f, 2),
-            Fixed::Hypercall => (three == 0xd9_010f || three == 0xc1_010f, 3),
-            Fixed::Hlt => (word as u8 == 0xf4, 1),
-            _ => (false, 0),
-        };
-        found.then_some(length)
     }
 
     /// Length of the instruction that `code` starts with, if it is this one. `rip` is not needed:
@@ -105,15 +80,23 @@ impl Fixed {
             return Ok(length);
         }
         let prefixes = prefix_length(bytes, size);
-        let rest = bytes.get(prefixes..).unwrap_or(&[]);
+        let (before, rest) = bytes.split_at_checked(prefixes).ok_or(Error::Mismatch)?;
         let length = self.opcode_length(rest).ok_or(Error::Mismatch)?;
         let total = prefixes + usize::from(length);
         if total > INSTRUCTION_MAX {
             return Err(Error::Mismatch);
         }
+        if before.contains(&LOCK) {
+            // None of these may be locked: #UD (Intel SDM vol. 2, LOCK). A CPU finds that before
+            // it exits.
+            return Err(Error::Unsupported);
+        }
         Ok(total as u8)
     }
 }
+
+/// The prefix that makes an instruction atomic.
+const LOCK: u8 = 0xf0;
 
 /// Bytes of legacy prefixes and, in 64-bit code, of REX right before the opcode. A REX that
 /// another prefix follows is ignored by the CPU and so counts as a prefix as well.
@@ -122,7 +105,7 @@ fn prefix_length(bytes: &[u8], size: CodeSize) -> usize {
         .iter()
         .take(INSTRUCTION_MAX)
         .take_while(|&&byte| match byte {
-            0x66 | 0x67 | 0xf2 | 0xf3 | 0x2e | 0x36 | 0x3e | 0x26 | 0x64 | 0x65 => true,
+            0x66 | 0x67 | 0xf2 | 0xf3 | 0x2e | 0x36 | 0x3e | 0x26 | 0x64 | 0x65 | LOCK => true,
             0x40..=0x4f => size == CodeSize::Bits64,
             _ => false,
         })

@@ -16,6 +16,8 @@ pub mod cpuid;
 pub mod decode;
 pub mod event;
 pub mod execute;
+pub mod lookaside;
+mod memo;
 pub mod memory;
 pub mod mode;
 pub mod msr;

@@ -13,6 +13,8 @@ const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
+/// Bytes of a page.
+const PAGE: u64 = 4096;
 /// Physical addresses that an entry can hold.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -379,79 +381,60 @@ impl Code {
     }
 }
 
-/// Eight bytes of guest-physical memory at any `physical` that leaves them in one page; `None`
-/// if it does not.
-#[inline]
-fn unaligned(memory: &impl GuestMemory, physical: u64) -> Result<Option<u64>, Fault> {
-    if physical & 0xfff > 0xff8 {
-        return Ok(None);
-    }
-    let load = |at| memory.read_u64(at).map_err(|_| Fault::Unsupported);
-    let (base, shift) = (physical & !7, (physical & 7) * 8);
-    let low = load(base)?;
-    if shift == 0 {
-        return Ok(Some(low));
-    }
-    let high = load(base + 8)?;
-    Ok(Some(low >> shift | high << (64 - shift)))
-}
-
-/// The first eight bytes at `rip`, if they lie in one page: enough to recognise an instruction of
-/// fixed shape in a few steps.
-#[inline]
-pub fn fetch_word(
-    memory: &impl GuestMemory,
-    mode: &Mode,
-    rflags: u64,
-    rip: u64,
-) -> Result<Option<u64>, Fault> {
-    let linear = mode.linear_rip(rip);
-    let physical = translate(memory, mode, rflags, linear, Access::Fetch)?;
-    unaligned(memory, physical)
-}
-
 /// Fetches the instruction at `rip`. A fault on its first page is the answer; one on a second
 /// page only cuts the bytes short, for the instruction may not reach there.
 pub fn fetch(memory: &impl GuestMemory, mode: &Mode, rflags: u64, rip: u64) -> Result<Code, Fault> {
     let linear = mode.linear_rip(rip);
     let physical = translate(memory, mode, rflags, linear, Access::Fetch)?;
-    let here = (4096 - (linear & 0xfff) as usize).min(INSTRUCTION_MAX);
-    if physical & 0xfff <= 0xff0
-        && let (Some(low), Some(high)) = (
-            unaligned(memory, physical)?,
-            unaligned(memory, physical + 8)?,
-        )
-    {
-        return Ok(Code {
-            words: [low, high & u64::MAX >> 8],
-            count: INSTRUCTION_MAX as u8,
-        });
-    }
-    let mut bytes = [0; INSTRUCTION_MAX];
-    let (first, second) = bytes.split_at_mut(here);
-    read(memory, physical, first)?;
+    fetch_at(memory, mode, rflags, linear, physical)
+}
+
+/// The same when `linear` is translated already. Reads the aligned words from `physical & !7` on
+/// in order, each once, and nothing else as long as they lie in one page.
+pub fn fetch_at(
+    memory: &impl GuestMemory,
+    mode: &Mode,
+    rflags: u64,
+    linear: u64,
+    physical: u64,
+) -> Result<Code, Fault> {
+    let here = (PAGE - linear % PAGE).min(INSTRUCTION_MAX as u64);
+    let mut bytes = load(memory, physical, here)?;
     let mut count = here;
-    if !second.is_empty() {
+    if here < INSTRUCTION_MAX as u64 {
         let next = match mode.code_size() {
-            CodeSize::Bits64 => linear.wrapping_add(here as u64),
-            _ => linear.wrapping_add(here as u64) & 0xffff_ffff,
+            CodeSize::Bits64 => linear.wrapping_add(here),
+            _ => linear.wrapping_add(here) & 0xffff_ffff,
         };
         // Bytes that cannot be had there may not be needed.
         if let Ok(physical) = translate(memory, mode, rflags, next, Access::Fetch)
-            && read(memory, physical, second).is_ok()
+            && let Ok(more) = load(memory, physical, INSTRUCTION_MAX as u64 - here)
         {
-            count = INSTRUCTION_MAX;
+            bytes |= more << (here * 8);
+            count = INSTRUCTION_MAX as u64;
         }
     }
-    let mut words = [0u64; 2];
-    for (index, byte) in bytes.iter().take(count).enumerate() {
-        words[index / 8] |= u64::from(*byte) << (index % 8 * 8);
-    }
-    Ok(Code::from_words(words, count as u64))
+    Ok(Code::from_words(
+        [bytes as u64, (bytes >> 64) as u64],
+        count,
+    ))
 }
 
-fn read(memory: &impl GuestMemory, physical: u64, bytes: &mut [u8]) -> Result<(), Fault> {
-    memory.read(physical, bytes).map_err(|_| Fault::Unsupported)
+/// `count` bytes, at most 15, from `physical`, all in one page; what lies behind them is 0.
+fn load(memory: &impl GuestMemory, physical: u64, count: u64) -> Result<u128, Fault> {
+    let skipped = physical % 8;
+    let mut bytes = 0;
+    for index in 0..(skipped + count).div_ceil(8) {
+        let word = memory
+            .read_u64(physical - skipped + index * 8)
+            .map_err(|_| Fault::Unsupported)?;
+        // Of the first word the bytes before `physical` go, of the last those beyond 16.
+        bytes |= match (index * 8).checked_sub(skipped) {
+            Some(at) => u128::from(word) << (at * 8),
+            None => u128::from(word) >> (skipped * 8),
+        };
+    }
+    Ok(bytes & (u128::MAX >> (128 - count.clamp(1, 16) * 8)))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub struct Access {
 
 impl Access {
     /// Reads the exit's word. A size the core never sends is taken for 1.
-    #[inline]
+    #[inline(always)]
     pub fn from_info(info: u64) -> Access {
         let bytes = (info >> 16) as u8;
         Access {

@@ -65,8 +65,13 @@ impl Block {
 pub(crate) struct Watchdogs([Option<u64>; 2]);
 
 impl Watchdogs {
+    #[inline]
     pub fn earliest(&self) -> Option<u64> {
-        self.0.iter().flatten().min().copied()
+        let [first, second] = self.0;
+        match (first, second) {
+            (Some(first), Some(second)) => Some(first.min(second)),
+            (one, other) => one.or(other),
+        }
     }
 
     fn set(&mut self, id: u32, seconds: u32, now: u64) -> Reply {

@@ -59,6 +59,34 @@ fn special_frames_are_reached_by_both_addresses() {
 }
 
 #[test]
+fn every_change_of_what_is_where_is_a_new_layout() {
+    let ram = ram(0x4000, 2);
+    let mut known = std::vec![ram.layout()];
+    let mut changed = |ram: &Ram| {
+        assert!(!known.contains(&ram.layout()));
+        known.push(ram.layout());
+    };
+    ram.set_plain(1, false);
+    changed(&ram);
+    ram.set_plain(1, true);
+    changed(&ram);
+    ram.set_special(1, Some(0x100));
+    changed(&ram);
+    ram.set_special(1, None);
+    changed(&ram);
+}
+
+#[test]
+fn a_word_found_once_is_the_same_memory() {
+    let ram = ram(0x4000, 1);
+    let word = ram.word(0x1008).unwrap();
+    xen_abi::GuestMemory::write(&ram, 0x1008, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+    assert_eq!(ram.load(word), 0x0807_0605_0403_0201);
+    assert!(ram.word(0x1004).is_err(), "not aligned");
+    assert!(ram.word(0x4000).is_err(), "not memory");
+}
+
+#[test]
 fn the_hole_below_4_gib_belongs_to_nobody() {
     // Never touched beyond the bitmap: the addresses are only computed.
     // SAFETY: no memory is accessed.

@@ -1,7 +1,7 @@
 //! What each exit asks for: the dispatch, and the instructions without operands.
 
 use sdk::abi::thread::Registers;
-use sdk::abi::vcpu::{Exit, group};
+use sdk::abi::vcpu::{Exit, group, io};
 use sdk::field;
 use sdk::time;
 use x86_platform::cpuid::{Context, Cpuid, Needs};
@@ -13,6 +13,7 @@ use x86_platform::port::{self, Ports, StringForm};
 use x86_platform::registers::IF;
 use xen_abi::Next;
 
+use crate::env::Effects;
 use crate::shared::Shared;
 
 use super::{Activity, Handled, Interruption, Vcpu};
@@ -219,9 +220,10 @@ impl Vcpu {
     }
 
     fn hypercall(&mut self) -> Handled {
-        let mode = self.mode()?;
-        let length = self.length_in(&mode, Fixed::Hypercall)?;
-        let caller = self.caller_mode(&mode);
+        self.observe()?;
+        let length = self.decoded_length(Fixed::Hypercall)?;
+        let mode = self.lookaside.mode();
+        let (caller, cpl) = (self.caller_mode(mode), mode.privilege());
         let get = |field| self.page.get(field);
         let long = caller == xen_abi::Mode::Bits64;
         let registers = if long {
@@ -236,7 +238,7 @@ impl Vcpu {
                     get(field!(regs.r9)),
                 ],
                 mode: caller,
-                cpl: mode.privilege(),
+                cpl,
             }
         } else {
             let low = |field| get(field) & 0xffff_ffff;
@@ -251,15 +253,17 @@ impl Vcpu {
                     low(field!(regs.rbp)),
                 ],
                 mode: caller,
-                cpl: mode.privilege(),
+                cpl,
             }
         };
         let shared = self.shared;
-        let mut effects = self.effects(Some(mode));
+        let mut effects = Effects::new(shared, self.index, Some(&mut self.lookaside));
         let outcome = {
             let mut domain = shared.domain.lock();
             let outcome = domain.hypercall(self.index, &registers, &shared.ram, &mut effects);
-            // The call may have set a timer of this vCPU.
+            let upcall = effects.upcall;
+            self.upcall |= upcall;
+            // The call may have set a timer of this vCPU, or ended a block of it.
             self.refresh_xen_deadline(&domain);
             outcome
         };
@@ -319,11 +323,12 @@ impl Vcpu {
     }
 
     fn port(&mut self) -> Handled {
-        let access = port::Access::from_info(self.page.get(field!(info)));
-        if access.string {
-            return self.port_string(&access);
+        let info = self.page.get(field!(info));
+        if info & io::STRING != 0 {
+            return self.port_string(&port::Access::from_info(info));
         }
         let length = self.length(Fixed::Port)?;
+        let access = port::Access::from_info(info);
         let mut ports = NoDevices(self.shared);
         let rax = self.page.get(field!(regs.rax));
         if access.input {
@@ -336,6 +341,8 @@ impl Vcpu {
         self.skip(length)
     }
 
+    #[cold]
+    #[inline(never)]
     fn port_string(&mut self, access: &port::Access) -> Handled {
         let mode = self.mode()?;
         let code = self.code(&mode)?;

@@ -125,9 +125,7 @@ impl Vcpu {
 
     fn emulate(&mut self, address: u64, write: bool) -> Handled {
         let mode = self.mode()?;
-        let code = self.code(&mode)?;
-        let size = mode.code_size();
-        let operation = self.cache.memory_operation(&code, size, self.rip())?;
+        let operation = self.operation(&mode)?;
         let in_apic = address & !(apic::PAGE_BYTES - 1) == apic::BASE_ADDRESS
             && self.apic.mode() == apic::Mode::XApic;
         if in_apic && self.move_word(&operation, address) {

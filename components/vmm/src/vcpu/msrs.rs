@@ -13,6 +13,8 @@ use x86_platform::msr::{self, Read, Register, Write};
 
 use xen_abi::HYPERCALL_PAGE_MSR;
 
+use crate::env::Effects;
+
 use super::{Handled, Interruption, Vcpu};
 
 /// Where the state page has a register: group and word.
@@ -106,12 +108,14 @@ impl Vcpu {
         let mode = self.mode()?;
         let caller = self.caller_mode(&mode);
         let shared = self.shared;
-        let mut effects = self.effects(Some(mode));
-        shared
+        let mut effects = Effects::new(shared, self.index, None);
+        let written = shared
             .domain
             .lock()
             .write_hypercall_page(value, caller, shared.vendor, &shared.ram, &mut effects)
-            .map_err(|_| Interruption::GENERAL_PROTECTION)
+            .map_err(|_| Interruption::GENERAL_PROTECTION);
+        self.upcall |= effects.upcall;
+        written
     }
 
     fn set_register_msr(&mut self, register: Register, value: u64) -> Handled {

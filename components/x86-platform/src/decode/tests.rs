@@ -120,37 +120,4 @@ proptest! {
         }
         let _ = control_access(&code, size);
     }
-
-    #[test]
-    fn prefixed_instructions_have_the_length_that_iced_finds(
-        prefixes in prop::collection::vec(prop::sample::select(std::vec![
-            0x66u8, 0x67, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x48, 0x41,
-        ]), 0..8),
-        which in 0..8usize,
-        wide in any::<bool>(),
-    ) {
-        let (fixed, opcode): (Fixed, &[u8]) = [
-            (Fixed::Cpuid, &[0x0f, 0xa2][..]),
-            (Fixed::Rdmsr, &[0x0f, 0x32][..]),
-            (Fixed::Wrmsr, &[0x0f, 0x30][..]),
-            (Fixed::Hlt, &[0xf4][..]),
-            (Fixed::Port, &[0xe4, 0x10][..]),
-            (Fixed::Port, &[0xef][..]),
-            (Fixed::Port, &[0x6d][..]),
-            (Fixed::Rdpmc, &[0x0f, 0x33][..]),
-        ][which];
-        let size = if wide { CodeSize::Bits64 } else { CodeSize::Bits32 };
-        let mut bytes = prefixes;
-        if !wide {
-            bytes.retain(|byte| !(0x40..=0x4f).contains(byte));
-        }
-        bytes.extend_from_slice(opcode);
-        let code = code(&bytes);
-        let iced = instruction(&code, size, 0).unwrap();
-        if let Some(length) = fixed.plain_length(code.words()[0]) {
-            prop_assert_eq!(usize::from(length), iced.len());
-        }
-        prop_assert_eq!(fixed.length(&code, size), Ok(iced.len() as u8));
-        prop_assert_eq!(iced.len(), bytes.len());
-    }
 }
