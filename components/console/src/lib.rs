@@ -3,12 +3,14 @@
 //! The focused guest's output goes through as it is, other guests' output waits in a scrollback
 //! that is shown when they get the focus; log lines are always shown, prefixed with their
 //! component's name and stripped of control characters. What is typed goes to the focused guest,
-//! but for the escape key, Ctrl-], and the key after it. Pure: no hardware, no system calls.
+//! but for the escape key, Ctrl-], and the key after it. While no guest is focused, it goes to the
+//! operator's command line. Pure: no hardware, no system calls.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod operator;
 mod scrollback;
 #[cfg(test)]
 mod tests;
@@ -19,6 +21,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use idl::console::ClientKind;
+use operator::{Command, Line, PROMPT, Typed};
 use scrollback::Scrollback;
 
 /// The escape key: Ctrl-], because QEMU keeps Ctrl-A to itself.
@@ -29,6 +32,8 @@ pub const LINE_HIGH: usize = 16 * 1024;
 const LOG_LINE: usize = 1024;
 /// Typed bytes that wait for a guest.
 const TYPED: usize = 4096;
+/// Commands of the operator that wait for an answer.
+const COMMANDS: usize = 16;
 
 /// A client, by its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +58,16 @@ struct Client {
 #[derive(Default)]
 pub struct Mux {
     clients: Vec<Client>,
+    /// The guest that is shown; without one, the operator's command line is.
     focus: Option<usize>,
+    /// The operator opened the command line: a guest that attaches does not take its place.
+    opened: bool,
+    command: Line,
+    commands: VecDeque<Command>,
+    /// Commands that were taken and not answered.
+    unanswered: usize,
+    /// The prompt is the last thing shown.
+    prompted: bool,
     escaped: bool,
     /// The cursor is not at the start of a line.
     in_line: bool,
@@ -79,7 +93,7 @@ impl Mux {
                 ClientKind::Log => Role::Log { line: Vec::new() },
             },
         });
-        if kind == ClientKind::Guest && self.focus.is_none() {
+        if kind == ClientKind::Guest && self.focus.is_none() && !self.opened {
             self.focus = Some(index);
             let text = format!("guest console: {} (Ctrl-] h for help)", plain(name));
             self.note(&text);
@@ -128,6 +142,7 @@ impl Mux {
         if core::mem::take(&mut self.escaped) {
             match byte {
                 ESCAPE => self.type_to_guest(ESCAPE),
+                b'0' => self.open(),
                 b'1'..=b'9' => {
                     let number = usize::from(byte - b'1');
                     let guest = self.guests().nth(number);
@@ -150,9 +165,30 @@ impl Mux {
             }
         } else if byte == ESCAPE {
             self.escaped = true;
-        } else {
+        } else if self.focus.is_some() {
             self.type_to_guest(byte);
+        } else {
+            self.type_to_operator(byte);
         }
+    }
+
+    /// The next command that is to be carried out; it is to be answered.
+    pub fn take_command(&mut self) -> Option<Command> {
+        let command = self.commands.pop_front()?;
+        self.unanswered += 1;
+        Some(command)
+    }
+
+    /// The answer to a command, oldest first.
+    pub fn answer(&mut self, lines: &[String]) {
+        self.unanswered = self.unanswered.saturating_sub(1);
+        for line in lines {
+            match self.focus {
+                None => self.say(line),
+                Some(_) => self.note_from("operator", line),
+            }
+        }
+        self.prompt();
     }
 
     /// The next typed byte for this client stays where it is until [`Mux::taken`].
@@ -194,11 +230,38 @@ impl Mux {
     }
 
     fn note_from(&mut self, name: &str, text: &str) {
+        let prompted = self.prompted;
+        let text = format!("[{name}] {text}");
+        self.say(&text);
+        if prompted {
+            self.prompt();
+        }
+    }
+
+    /// A line of its own.
+    fn say(&mut self, text: &str) {
+        if core::mem::take(&mut self.prompted) {
+            // The prompt makes room and comes back below.
+            self.raw(b"\r\x1b[K");
+        } else if self.in_line {
+            self.raw(b"\r\n");
+        }
+        let text = format!("{}\r\n", plain(text));
+        self.raw(text.as_bytes());
+    }
+
+    /// Shows the prompt and what was typed after it, if it is the operator's turn.
+    fn prompt(&mut self) {
+        let busy = self.unanswered != 0 || !self.commands.is_empty();
+        if self.focus.is_some() || !self.opened || busy || self.prompted {
+            return;
+        }
         if self.in_line {
             self.raw(b"\r\n");
         }
-        let text = format!("[{name}] {}\r\n", plain(text));
+        let text = format!("{PROMPT}{}", self.command.text());
         self.raw(text.as_bytes());
+        self.prompted = true;
     }
 
     fn raw(&mut self, bytes: &[u8]) {
@@ -230,8 +293,62 @@ impl Mux {
         }
     }
 
+    /// The operator's command line instead of a guest.
+    fn open(&mut self) {
+        self.focus = None;
+        self.opened = true;
+        self.prompt();
+    }
+
+    fn type_to_operator(&mut self, byte: u8) {
+        if !self.opened {
+            // Nothing was shown so far: any key opens the command line and is its first.
+            self.open();
+        }
+        match self.command.key(byte) {
+            Typed::Echo(echo) => {
+                // While a command is carried out there is no line to show it in.
+                if self.prompted {
+                    self.raw(&echo);
+                }
+            }
+            Typed::Done(line) => {
+                if core::mem::take(&mut self.prompted) {
+                    self.raw(b"\r\n");
+                }
+                self.command_line(&line);
+                self.prompt();
+            }
+        }
+    }
+
+    fn command_line(&mut self, line: &str) {
+        match operator::parse(line) {
+            Ok(None) => {}
+            Ok(Some(Command::Help)) => operator::help().for_each(|line| self.say(&line)),
+            Ok(Some(Command::Console(name))) => self.show(&name),
+            Ok(Some(_)) if self.commands.len() + self.unanswered >= COMMANDS => {
+                self.say("too many commands wait for their answers");
+            }
+            Ok(Some(command)) => self.commands.push_back(command),
+            Err(mistake) => self.say(&format!("{mistake}")),
+        }
+    }
+
+    fn show(&mut self, name: &str) {
+        let named = |index: &usize| self.clients.get(*index).is_some_and(|c| c.name == name);
+        let found = self.guests().find(named);
+        match found {
+            Some(index) => self.switch(index),
+            None => self.say(&format!(
+                "guest {name} has no console, or there is no such guest"
+            )),
+        }
+    }
+
     fn switch(&mut self, index: usize) {
         self.focus = Some(index);
+        self.opened = false;
         let Some(client) = self.clients.get_mut(index) else {
             return;
         };
@@ -245,7 +362,9 @@ impl Mux {
     }
 
     fn help(&mut self) {
-        self.note("Ctrl-] then: 1-9 a guest, n the next guest, Ctrl-] itself, h this help");
+        self.note(
+            "Ctrl-] then: 1-9 a guest, n the next guest, 0 the operator's command line, Ctrl-] itself, h this help",
+        );
         let guests: Vec<usize> = self.guests().collect();
         for (number, index) in guests.into_iter().enumerate() {
             let name = self.clients.get(index).map_or("", |c| c.name.as_str());

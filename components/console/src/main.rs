@@ -8,6 +8,8 @@
 extern crate alloc;
 
 #[cfg(target_os = "none")]
+mod orders;
+#[cfg(target_os = "none")]
 mod server;
 #[cfg(target_os = "none")]
 mod uart;

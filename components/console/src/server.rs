@@ -11,12 +11,15 @@ use sdk::memory;
 use sdk::port::Ports;
 use sdk::prelude::*;
 
+use crate::orders::Orders;
 use crate::uart::{COUNT, Uart};
 
 const COM1: u16 = 0x3f8;
 const COM1_LINE: u32 = 4;
 /// Bit of the notification for the serial port; clients have the bits below.
 const SERIAL_BIT: u64 = 1 << 62;
+/// Bit for answers to the operator's commands.
+const ANSWER_BIT: u64 = 1 << 61;
 /// Clients that have a bit each.
 const CLIENTS: usize = 56;
 /// Bytes taken from one client before the next one has its turn.
@@ -47,6 +50,7 @@ struct Client {
 struct Server {
     mux: Mux,
     uart: Uart,
+    orders: Orders,
     line: Cap<cap::Interrupt>,
     notification: Cap<cap::Notification>,
     clients: Vec<Client>,
@@ -82,6 +86,7 @@ fn run(
     let mut server = Server {
         mux: Mux::new(),
         uart: Uart::new(ports),
+        orders: Orders::start(env, notification.mint(Rights::SIGNAL, ANSWER_BIT)?)?,
         line,
         notification,
         clients: Vec::new(),
@@ -133,10 +138,21 @@ impl Server {
             while let Some(byte) = self.uart.receive() {
                 self.mux.typed(byte);
             }
+            self.operator();
             self.pump();
             if !self.uart.asks() {
                 return;
             }
+        }
+    }
+
+    /// Commands go to their thread, answers to the terminal.
+    fn operator(&mut self) {
+        while let Some(command) = self.mux.take_command() {
+            self.orders.hand_in(command);
+        }
+        while let Some(answer) = self.orders.take_answer() {
+            self.mux.answer(&answer);
         }
     }
 

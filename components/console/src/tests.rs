@@ -1,5 +1,6 @@
 //! What an operator sees and who gets what is typed.
 use super::*;
+use idl::operator::GuestOrder;
 use proptest::prelude::*;
 
 fn shown(mux: &mut Mux) -> String {
@@ -113,6 +114,84 @@ fn clients_have_to_wait_while_the_line_is_behind() {
     assert!(!mux.has_room());
     mux.next_byte();
     assert!(mux.has_room());
+}
+
+fn order(order: GuestOrder, guest: &str) -> Option<Command> {
+    Some(Command::Order(order, idl::name(guest)))
+}
+
+#[test]
+fn the_operators_line_takes_commands_and_shows_answers() {
+    let (mut mux, one, _) = two_guests();
+    keys(&mut mux, b"\x1d0");
+    assert_eq!(shown(&mut mux), "operator> ");
+    keys(&mut mux, b"pause one\r");
+    assert_eq!(shown(&mut mux), "pause one\r\n");
+    assert_eq!(mux.pending(one), b"");
+    assert_eq!(mux.take_command(), order(GuestOrder::Pause, "one"));
+    assert_eq!(mux.take_command(), None);
+    // Typed ahead: shown when the answer has come.
+    keys(&mut mux, b"li");
+    assert_eq!(shown(&mut mux), "");
+    mux.answer(&["paused".into()]);
+    assert_eq!(shown(&mut mux), "paused\r\noperator> li");
+    keys(&mut mux, b"ar\r");
+    assert_eq!(
+        shown(&mut mux),
+        "ar\r\nliar: no such command; try help\r\noperator> "
+    );
+}
+
+#[test]
+fn the_operators_line_and_a_guests_console_change_places() {
+    let (mut mux, one, two) = two_guests();
+    keys(&mut mux, b"\x1d0console two\r");
+    assert!(shown(&mut mux).ends_with("guest console: two\r\n"));
+    mux.output(two, b"# ");
+    keys(&mut mux, b"x\x1d0");
+    assert_eq!(mux.pending(two), b"x");
+    assert_eq!(shown(&mut mux), "# \r\noperator> ");
+    mux.output(one, b"unseen");
+    keys(&mut mux, b"console three\r");
+    assert!(shown(&mut mux).contains("no such guest\r\noperator> "));
+    // An answer that comes late is a line among others.
+    keys(&mut mux, b"list\r\x1d1");
+    assert_eq!(mux.take_command(), Some(Command::List));
+    shown(&mut mux);
+    mux.answer(&["no guests".into()]);
+    assert_eq!(shown(&mut mux), "\r\n[operator] no guests\r\n");
+}
+
+#[test]
+fn a_log_line_leaves_the_operators_line_whole() {
+    let mut mux = Mux::new();
+    let log = mux.attach("root", ClientKind::Log);
+    keys(&mut mux, b"cre");
+    mux.output(log, b"hello\n");
+    assert_eq!(
+        shown(&mut mux),
+        "operator> cre\r\x1b[K[root] hello\r\noperator> cre"
+    );
+    // A guest that starts meanwhile takes nothing away.
+    mux.attach("one", ClientKind::Guest);
+    keys(&mut mux, b"ate one\r");
+    assert_eq!(mux.take_command(), order(GuestOrder::Create, "one"));
+}
+
+#[test]
+fn commands_that_wait_are_bounded() {
+    let mut mux = Mux::new();
+    for _ in 0..100 {
+        keys(&mut mux, b"list\r");
+    }
+    assert!(shown(&mut mux).contains("too many commands"));
+    let waiting = core::iter::from_fn(|| mux.take_command()).count();
+    assert_eq!(waiting, COMMANDS);
+    keys(&mut mux, b"list\r");
+    assert_eq!(mux.take_command(), None);
+    mux.answer(&[]);
+    keys(&mut mux, b"list\r");
+    assert_eq!(mux.take_command(), Some(Command::List));
 }
 
 proptest! {

@@ -549,7 +549,8 @@ impl Vcpu {
             self.set_runstate(RunstateKind::Blocked);
         }
         match self.mailbox().wake.wait(deadline) {
-            Ok(_) | Err(Status::Timeout | Status::Cancelled) => {}
+            // Aborted: suspended here and resumed, when the guest was paused and goes on.
+            Ok(_) | Err(Status::Timeout | Status::Cancelled | Status::Aborted) => {}
             Err(status) => self.crash("vCPU cannot wait", status as u64),
         }
         if halted {
