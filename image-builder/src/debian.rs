@@ -7,8 +7,28 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::description::Input;
 use crate::packages;
 use crate::progress::{say, step};
+
+/// Debian's kernels by short names: version and flavour, as a source for `system.toml`. Anything
+/// else is read as such a source. The error is advice.
+pub fn kernel_source(text: &str) -> Result<Input, String> {
+    const BACKPORTS: &str = "/bookworm-backports";
+    let (version, package) = match text.strip_suffix("cloud") {
+        Some(version) => (
+            version.strip_suffix('-').unwrap_or(version),
+            "linux-image-cloud-amd64",
+        ),
+        None => (text, "linux-image-amd64"),
+    };
+    match version {
+        "6.1" => Input::parse(&format!("debian:{package}")),
+        "6.12" => Input::parse(&format!("debian:{package}{BACKPORTS}")),
+        "" if text == "cloud" => Input::parse(&format!("debian:{package}")),
+        _ => Input::parse(text),
+    }
+}
 
 /// Fetches and unpacks packages below one folder.
 #[derive(Clone, Debug)]
@@ -246,4 +266,27 @@ fn extract(deb: &Path, part: &str, into: &Path) -> Result<()> {
         bail!("dpkg-deb cannot read {}", deb.display());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_of_kernels_are_packages() {
+        for (short, long) in [
+            ("6.1", "debian:linux-image-amd64"),
+            ("6.12", "debian:linux-image-amd64/bookworm-backports"),
+            ("cloud", "debian:linux-image-cloud-amd64"),
+            ("6.1-cloud", "debian:linux-image-cloud-amd64"),
+            (
+                "6.12-cloud",
+                "debian:linux-image-cloud-amd64/bookworm-backports",
+            ),
+            ("./my-cloud", "./my-cloud"),
+        ] {
+            assert_eq!(kernel_source(short), Input::parse(long), "{short}");
+        }
+        assert!(kernel_source("").is_err());
+    }
 }

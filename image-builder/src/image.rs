@@ -10,16 +10,16 @@ use idl::manifest::Manifest;
 
 use crate::archive::{self, Contents};
 use crate::debian::Cache;
-use crate::description::{Component, Description, Input, ROOT};
+use crate::description::{At, Component, Description, Input, ROOT};
 use crate::progress::{say, step};
 use crate::workspace::{CORE, Flavour, Workspace};
-use crate::{elf, initramfs, iso, manifest, packages, read, rules, symbols, verify};
+use crate::{disk, elf, initramfs, iso, manifest, packages, read, rules, symbols, verify};
 
 /// No kernel unpacks to more than this.
 const UNPACKED_MAX: u64 = 512 << 20;
 
 /// What to build.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Order {
     /// The description.
     pub system: PathBuf,
@@ -27,6 +27,10 @@ pub struct Order {
     pub out: Option<PathBuf>,
     /// An ISO too.
     pub iso: bool,
+    /// A raw disk image too.
+    pub disk: bool,
+    /// Another kernel for every guest.
+    pub kernel: Option<Input>,
 }
 
 /// What came out.
@@ -42,6 +46,8 @@ pub struct Image {
     pub archive: PathBuf,
     /// The ISO, if ordered.
     pub iso: Option<PathBuf>,
+    /// The raw disk image, if ordered.
+    pub disk: Option<PathBuf>,
     /// ELF files with debug information, the core's first.
     pub debug: Vec<PathBuf>,
     /// CPUs of the machine.
@@ -68,7 +74,12 @@ pub fn check(workspace: &Workspace, system: &Path) -> Result<Description> {
 
 /// Builds an image.
 pub fn build(workspace: &Workspace, order: &Order) -> Result<Image> {
-    let description = check(workspace, &order.system)?;
+    let mut description = check(workspace, &order.system)?;
+    if let Some(kernel) = &order.kernel {
+        for guest in &mut description.guests {
+            guest.kernel = Some(At::new(kernel.clone(), guest.span.clone()));
+        }
+    }
     let name = order
         .system
         .file_stem()
@@ -83,8 +94,8 @@ pub fn build(workspace: &Workspace, order: &Order) -> Result<Image> {
         None => workspace.root.join("build").join(&name),
     };
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    if order.iso {
-        packages::ensure(packages::ISO)?;
+    if order.iso || order.disk {
+        packages::ensure(packages::MEDIA)?;
     }
     let mut inputs = Inputs {
         workspace,
@@ -137,6 +148,7 @@ pub fn build(workspace: &Workspace, order: &Order) -> Result<Image> {
         core: folder.join("microvisor.elf"),
         archive: folder.join("archive"),
         iso: None,
+        disk: None,
         debug,
         cpus: description.system.cpus.value,
         memory_mib: description.system.memory_mib.value,
@@ -149,6 +161,9 @@ pub fn build(workspace: &Workspace, order: &Order) -> Result<Image> {
     image.write_archive(&image.archive.clone())?;
     if order.iso {
         image.iso = Some(iso::write(&image)?);
+    }
+    if order.disk {
+        image.disk = Some(disk::write(&image)?);
     }
     say("Finished", image.folder.display());
     Ok(image)

@@ -7,7 +7,8 @@
 //! | [`rules`], [`problem`] | what is wrong, all at once, with advice |
 //! | [`workspace`], [`debian`], [`initramfs`] | where the parts come from |
 //! | [`elf`], [`symbols`], [`verify`] | what is made of a program |
-//! | [`manifest`], [`archive`], [`iso`] | what is written |
+//! | [`manifest`], [`archive`] | what the core and root read |
+//! | [`iso`], [`disk`], [`gpt`], [`grub`] | media that boot on BIOS and UEFI |
 //! | [`qemu`], [`packages`] | what runs it |
 //! | [`controls`] | builds with a check off, for tests that must fail |
 //!
@@ -19,7 +20,10 @@ pub mod archive;
 pub mod controls;
 pub mod debian;
 pub mod description;
+pub mod disk;
 pub mod elf;
+pub mod gpt;
+pub mod grub;
 pub mod image;
 pub mod initramfs;
 pub mod iso;

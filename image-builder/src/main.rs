@@ -7,11 +7,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use image_builder::controls::{CONTROLS, Control};
+use image_builder::description::Input;
 use image_builder::image::{self, Image, Order};
 use image_builder::progress::say;
-use image_builder::qemu::{GUEST_FAILED, Machine, POWERED_OFF, gdb};
+use image_builder::qemu::{GUEST_FAILED, Machine, Medium, POWERED_OFF, gdb};
 use image_builder::workspace::Workspace;
-use image_builder::{packages, read};
+use image_builder::{debian, packages, read};
 
 /// Builds bootable systems from a description, and runs them in QEMU.
 #[derive(Parser)]
@@ -33,6 +34,11 @@ enum Verb {
         /// Only the direct-boot pair for QEMU.
         #[arg(long)]
         no_iso: bool,
+        /// A raw disk image too, to be copied onto a disk or stick; boots on BIOS and UEFI.
+        #[arg(long)]
+        disk: bool,
+        #[command(flatten)]
+        kernel: Kernel,
         /// Switch off one check (`cargo image controls` lists them), to see a test fail. Goes to
         /// build/control-NAME; the core says so at boot.
         #[arg(long, value_name = "NAME", conflicts_with = "out")]
@@ -47,10 +53,15 @@ enum Verb {
         /// Folder for the results.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
-        /// Boot the ISO through GRUB instead of the kernel directly.
-        #[arg(long)]
+        #[command(flatten)]
+        kernel: Kernel,
+        /// Boot the ISO through GRUB instead of the core directly.
+        #[arg(long, conflicts_with = "disk")]
         iso: bool,
-        /// Boot the ISO by UEFI.
+        /// Boot the raw disk image through GRUB instead of the core directly.
+        #[arg(long)]
+        disk: bool,
+        /// Boot by UEFI: the disk image with --disk, else the ISO.
         #[arg(long)]
         uefi: bool,
         /// Wait for gdb, and print the command that attaches it with symbols.
@@ -80,6 +91,29 @@ enum Verb {
 struct SystemFile {
     /// The description; the example with Debian's Linux if absent.
     system: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Kernel {
+    /// Another kernel for every guest: 6.1, 6.12, 6.1-cloud or 6.12-cloud (Debian 12's own and its
+    /// backports'), or a source as in system.toml, for instance debian:linux-image-amd64 or a path.
+    #[arg(long, value_name = "KERNEL", value_parser = debian::kernel_source)]
+    kernel: Option<Input>,
+}
+
+impl Kernel {
+    /// A path on the command line counts from here, not from the description.
+    fn input(self) -> Option<Input> {
+        Some(match self.kernel? {
+            Input::Path(path) => Input::Path(
+                std::path::absolute(&path)
+                    .unwrap_or_else(|_| path.clone().into())
+                    .to_string_lossy()
+                    .into_owned(),
+            ),
+            input => input,
+        })
+    }
 }
 
 impl SystemFile {
@@ -135,6 +169,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
             system,
             out,
             no_iso,
+            disk,
+            kernel,
             control,
         } => {
             workspace.control = match control {
@@ -147,6 +183,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
                 system: system.path(&workspace),
                 out,
                 iso: !no_iso,
+                disk,
+                kernel: kernel.input(),
             };
             let image = image::build(&workspace, &order)?;
             println!("core     {}", image.core.display());
@@ -154,13 +192,18 @@ fn run(verb: Verb) -> Result<ExitCode> {
             if let Some(iso) = &image.iso {
                 println!("iso      {}", iso.display());
             }
+            if let Some(disk) = &image.disk {
+                println!("disk     {}", disk.display());
+            }
             println!("symbols  {}", image.folder.join("debug").display());
             Ok(ExitCode::SUCCESS)
         }
         Verb::Run {
             system,
             out,
+            kernel,
             iso,
+            disk,
             uefi,
             gdb,
             smp,
@@ -172,14 +215,21 @@ fn run(verb: Verb) -> Result<ExitCode> {
             if uefi {
                 packages::ensure(&[packages::OVMF])?;
             }
+            let medium = match (disk, iso || uefi) {
+                (true, _) => Medium::Disk,
+                (false, true) => Medium::Iso,
+                (false, false) => Medium::Direct,
+            };
             let order = Order {
                 system: system.path(&workspace),
                 out,
-                iso: iso || uefi,
+                iso: medium == Medium::Iso,
+                disk,
+                kernel: kernel.input(),
             };
             let image = image::build(&workspace, &order)?;
             let mut machine = Machine::of(&image);
-            machine.iso = iso || uefi;
+            machine.medium = medium;
             machine.uefi = uefi;
             machine.gdb = gdb;
             machine.smp = smp.unwrap_or(machine.smp);

@@ -34,8 +34,8 @@ pub const OVMF: Tool = Tool {
     what: "/usr/share/OVMF/OVMF_CODE_4M.fd",
     package: "ovmf",
 };
-/// What makes an ISO that boots on BIOS and UEFI.
-pub const ISO: &[Tool] = &[
+/// What makes media that boot on BIOS and UEFI.
+pub const MEDIA: &[Tool] = &[
     Tool {
         what: "grub-mkimage",
         package: "grub-common",

@@ -6,6 +6,18 @@ use std::process::Command;
 
 use crate::image::Image;
 
+/// What a machine boots from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Medium {
+    /// Core and archive as QEMU's `-kernel` and `-initrd`, by the PVH entry.
+    #[default]
+    Direct,
+    /// The ISO in a CD drive: GRUB, Multiboot2.
+    Iso,
+    /// The raw image as a disk, likewise.
+    Disk,
+}
+
 /// A machine to boot an image on.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -15,9 +27,9 @@ pub struct Machine {
     pub memory_mib: u64,
     /// CPU model and flags.
     pub cpu: String,
-    /// Boot the ISO instead of the direct-boot pair.
-    pub iso: bool,
-    /// UEFI instead of BIOS; for the ISO.
+    /// What it boots from.
+    pub medium: Medium,
+    /// UEFI instead of BIOS; not for the direct way.
     pub uefi: bool,
     /// Count instructions: one nanosecond each.
     pub icount: bool,
@@ -36,7 +48,7 @@ impl Machine {
             smp: image.cpus,
             memory_mib: image.memory_mib,
             cpu: "max".into(),
-            iso: false,
+            medium: Medium::Direct,
             uefi: false,
             icount: false,
             gdb: false,
@@ -78,16 +90,19 @@ impl Machine {
         if self.gdb {
             qemu.args(["-s", "-S"]);
         }
-        match (&image.iso, self.iso) {
-            (Some(iso), true) => {
+        match (self.medium, &image.iso, &image.disk) {
+            (Medium::Iso, Some(iso), _) => {
                 qemu.arg("-cdrom").arg(iso);
                 qemu.args(["-boot", "d"]);
-                if self.uefi {
-                    qemu.args([
-                        "-drive",
-                        "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
-                    ]);
-                }
+                self.firmware(&mut qemu);
+            }
+            (Medium::Disk, _, Some(disk)) => {
+                // A comma in an option's value is written twice.
+                let file = disk.display().to_string().replace(',', ",,");
+                qemu.arg("-drive");
+                qemu.arg(format!("format=raw,snapshot=on,file={file}"));
+                qemu.args(["-boot", "c"]);
+                self.firmware(&mut qemu);
             }
             _ => {
                 qemu.arg("-kernel").arg(&image.core);
@@ -96,6 +111,15 @@ impl Machine {
             }
         }
         qemu
+    }
+
+    fn firmware(&self, qemu: &mut Command) {
+        if self.uefi {
+            qemu.args([
+                "-drive",
+                "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+            ]);
+        }
     }
 }
 

@@ -48,7 +48,7 @@ pub fn run(machines: &mut Machines, report: &mut Report, json: bool) {
 }
 
 fn transcript(machines: &mut Machines) -> Result<String> {
-    let image = machines.image("bench", false)?;
+    let image = machines.image("bench")?;
     let mut machine = Machine::of(&image);
     machine.smp = 1;
     machine.icount = true;

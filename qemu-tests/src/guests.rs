@@ -24,7 +24,8 @@ pub fn run(machines: &mut Machines, report: &mut Report) {
     damaged_manifest(machines, report);
 }
 
-fn to_the_shell(session: &mut Session) -> Result<()> {
+/// Linux is in its shell and runs a command.
+pub fn to_the_shell(session: &mut Session) -> Result<()> {
     session.expect(READY, SHELL)?;
     // The prompt comes with the shell's start; a command that works proves that it listens.
     session.expect("# ", 60)?;
@@ -163,7 +164,7 @@ fn linux(machines: &mut Machines, report: &mut Report) {
         return;
     }
     let session = machines
-        .image("linux", false)
+        .image("linux")
         .and_then(|image| machines.boot("guests-linux", &image, &Machine::of(&image)));
     report.claims(session, LINUX);
 }
@@ -173,7 +174,7 @@ fn grub(machines: &mut Machines, report: &mut Report) {
         return;
     }
     let session = machines
-        .image("grub", false)
+        .image("grub")
         .and_then(|image| machines.boot("guests-grub", &image, &Machine::of(&image)));
     report.claims(
         session,
@@ -272,7 +273,7 @@ fn with_manifest(
     machines: &mut Machines,
     change: impl FnOnce(&mut Image),
 ) -> Result<(Image, Machine)> {
-    let mut image = machines.image("neighbours", false)?;
+    let mut image = machines.image("neighbours")?;
     change(&mut image);
     let mut machine = Machine::of(&image);
     let path = machines.folder().join("changed.archive");

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use image_builder::debian;
 use image_builder::image::{self, Image, Order};
-use image_builder::qemu::Machine;
+use image_builder::qemu::{Machine, Medium};
 use image_builder::workspace::Workspace;
 
 use crate::session::Session;
@@ -13,7 +14,7 @@ use crate::session::Session;
 pub struct Machines {
     /// The workspace.
     pub workspace: Workspace,
-    built: Vec<(String, Image)>,
+    built: Vec<Image>,
     only: Option<String>,
 }
 
@@ -38,23 +39,49 @@ impl Machines {
         self.workspace.root.join("build").join("suite")
     }
 
-    /// The image of `systems/<name>.toml`.
-    pub fn image(&mut self, name: &str, iso: bool) -> Result<Image> {
-        let fits =
-            |(known, image): &&(String, Image)| known == name && (image.iso.is_some() || !iso);
-        if let Some((_, image)) = self.built.iter().find(fits) {
+    /// The image of `systems/<name>.toml`, for QEMU's direct way to boot.
+    pub fn image(&mut self, name: &str) -> Result<Image> {
+        self.image_on(name, None, Medium::Direct)
+    }
+
+    /// The image of `systems/<name>.toml` that boots from `medium`; all its guests with the same
+    /// `kernel`, if one is named as for `cargo image run --kernel`.
+    pub fn image_on(&mut self, name: &str, kernel: Option<&str>, medium: Medium) -> Result<Image> {
+        let out = self.folder().join(match kernel {
+            None => name.to_owned(),
+            Some(kernel) => format!("{name}-{kernel}"),
+        });
+        let there = |image: &&Image| match medium {
+            Medium::Direct => true,
+            Medium::Iso => image.iso.is_some(),
+            Medium::Disk => image.disk.is_some(),
+        };
+        let mut built = self.built.iter().filter(|image| image.folder == out);
+        if let Some(image) = built.find(there) {
             return Ok(image.clone());
         }
-        let system = self
-            .workspace
-            .root
-            .join("qemu-tests/systems")
-            .join(format!("{name}.toml"));
-        let out = Some(self.folder().join(name));
-        let image = image::build(&self.workspace, &Order { system, out, iso })?;
-        self.built.retain(|(known, _)| known != name);
-        self.built.push((name.to_owned(), image.clone()));
+        let image = image::build(&self.workspace, &self.order(name, kernel, medium, &out)?)?;
+        self.built.push(image.clone());
         Ok(image)
+    }
+
+    /// What is to be built of `systems/<name>.toml`, into `out`.
+    pub fn order(
+        &self,
+        name: &str,
+        kernel: Option<&str>,
+        medium: Medium,
+        out: &Path,
+    ) -> Result<Order> {
+        let systems = self.workspace.root.join("qemu-tests/systems");
+        let kernel = kernel.map(debian::kernel_source).transpose();
+        Ok(Order {
+            system: systems.join(format!("{name}.toml")),
+            out: Some(out.to_owned()),
+            iso: medium == Medium::Iso,
+            disk: medium == Medium::Disk,
+            kernel: kernel.map_err(anyhow::Error::msg)?,
+        })
     }
 
     /// Boots an image; the transcript is `build/suite/<title>.log`.

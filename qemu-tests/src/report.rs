@@ -19,6 +19,8 @@ pub struct Report {
     claims: Vec<(String, Outcome)>,
     /// Passed claims that are counted but not named.
     unnamed: usize,
+    /// Claims that only `--full` tries.
+    left_out: Vec<String>,
     groups: Vec<(String, Duration)>,
     group: String,
     started: Instant,
@@ -31,6 +33,7 @@ impl Default for Report {
         Report {
             claims: Vec::new(),
             unnamed: 0,
+            left_out: Vec::new(),
             groups: Vec::new(),
             group: String::new(),
             started: Instant::now(),
@@ -105,6 +108,11 @@ impl Report {
         self.add(name, Outcome::Skipped(why.to_string()));
     }
 
+    /// It takes too long here; `--full` tries it. Neither passed nor skipped.
+    pub fn leave_out(&mut self, name: &str) {
+        self.left_out.push(format!("{}::{name}", self.group));
+    }
+
     /// It holds if `check` says so.
     pub fn claim(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
         match check() {
@@ -153,6 +161,15 @@ impl Report {
         self.line("");
         for (group, time) in &self.groups {
             self.line(format_args!("group {group}: {:.0} s", time.as_secs_f64()));
+        }
+        for name in &self.left_out {
+            self.line(format_args!("left out: {name}"));
+        }
+        if !self.left_out.is_empty() {
+            self.line(format_args!(
+                "{} claims left out for their time: cargo suite --full tries them",
+                self.left_out.len()
+            ));
         }
         let mut counts = [self.unnamed, 0, 0];
         let mut good = true;
