@@ -6,19 +6,19 @@
 #![no_std]
 #![no_main]
 
-mod boot;
-mod cpu;
 mod output;
 mod rows;
-mod trap;
 mod xen;
 
+use guest_kit::cpu;
+use guest_kit::trap::{self, Exception};
 use measure::Line;
 use output::{Output, say};
 
-/// First Rust code; `boot` calls it in 64-bit mode with 4 GiB mapped.
-extern "C" fn main() -> ! {
-    trap::install();
+guest_kit::entry!(main);
+
+fn main(_start_info: u64) -> ! {
+    trap::install(fault);
     let output = Output::find();
     rows::Bench::new(&output).all();
     say!(output, "{}", Line::Done("guest"));
@@ -33,6 +33,17 @@ fn end(output: &Output) -> ! {
         Output::Serial => unsafe { cpu::out_byte(0xf4, 0) },
     }
     cpu::halt()
+}
+
+/// No exception is expected.
+fn fault(exception: Exception, rip: u64) -> ! {
+    let output = Output::find();
+    let Exception { vector, error } = exception;
+    say!(
+        output,
+        "bench-guest: exception {vector} error {error:#x} at {rip:#x}"
+    );
+    end(&output)
 }
 
 #[panic_handler]

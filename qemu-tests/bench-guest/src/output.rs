@@ -4,9 +4,9 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use crate::boot::MAPPED_END;
-use crate::cpu;
 use crate::xen::{PARAM_CONSOLE_EVTCHN, PARAM_CONSOLE_PFN, Xen};
+use guest_kit::boot::MAPPED_END;
+use guest_kit::cpu;
 
 /// Bytes in `xencons_interface.in` and `.out`, and where its words are (public/io/console.h).
 const IN_BYTES: u64 = 1024;

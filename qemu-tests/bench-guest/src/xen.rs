@@ -5,7 +5,7 @@ use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-use crate::cpu;
+use guest_kit::cpu;
 
 /// Hypercall numbers (public/xen.h).
 mod number {
@@ -62,17 +62,10 @@ pub struct Xen(());
 impl Xen {
     /// Finds Xen by its CPUID leaves and has the hypercall page filled, the first time.
     pub fn find() -> Option<Xen> {
-        // public/arch-x86/cpuid.h: the leaves may begin at any multiple of 0x100.
-        let base = (0x4000_0000..0x4001_0000).step_by(0x100).find(|&base| {
-            let leaf = cpu::cpuid(base);
-            // "XenVMMXenVMM", and the highest leaf.
-            (leaf.ebx, leaf.ecx, leaf.edx) == (0x566e_6558, 0x6558_4d4d, 0x4d4d_566e)
-                && leaf.eax >= base + 2
-        })?;
+        let leaves = guest_kit::xen_leaves()?;
         if !PAGE_IS_SET.swap(true, Ordering::Relaxed) {
-            let msr = cpu::cpuid(base + 2).ebx;
             // SAFETY: has the hypervisor write the page that is kept for it.
-            unsafe { cpu::wrmsr(msr, HYPERCALL_PAGE.0.get() as u64) };
+            unsafe { cpu::wrmsr(leaves.page_msr, HYPERCALL_PAGE.0.get() as u64) };
         }
         Some(Xen(()))
     }

@@ -9,6 +9,8 @@ use core::arch::global_asm;
 
 /// Address of the page of local APIC registers after a reset (Intel SDM vol. 3, 10.4.1).
 pub const LAPIC_ADDRESS: u64 = 0xfee0_0000;
+/// Entries of the highest table, of which the code below fills the first.
+pub const ENTRIES: usize = 512;
 /// First address that the tables below do not map.
 pub const MAPPED_END: u64 = 1 << 32;
 
@@ -54,7 +56,8 @@ boot_long:
     movl %eax, %gs
     movl $boot_stack_end, %esp
     xorl %ebp, %ebp
-    call {main}
+    movl %ebx, %edi             // the start info; ebx is untouched since the entry
+    call guest_main
     ud2
 
     .section .rodata.boot, "a", @progbits
@@ -69,6 +72,7 @@ boot_gdt_pointer:
 
     .section .data.boot, "aw", @progbits
     .balign 4096
+    .global boot_pml4
 boot_pml4:
     .quad boot_pdpt + 0x3
     .skip 4088
@@ -101,7 +105,21 @@ boot_pt:
 boot_stack_end:
     .text
     "#,
-    main = sym crate::main,
     lapic = const LAPIC_ADDRESS,
     options(att_syntax),
 );
+
+unsafe extern "C" {
+    /// The highest table, [`ENTRIES`] entries.
+    static boot_pml4: core::sync::atomic::AtomicU64;
+}
+
+/// Sets an entry of the highest table, so that a guest can have mappings of its own.
+///
+/// # Safety
+/// The entry must be one that nothing uses: 1 and up, and its tables must stay.
+pub unsafe fn set_top_entry(index: usize, value: u64) {
+    // SAFETY: the table has `ENTRIES` entries, and the caller promised the rest.
+    let entry = unsafe { &*(&raw const boot_pml4).add(index % ENTRIES) };
+    entry.store(value, core::sync::atomic::Ordering::SeqCst);
+}
