@@ -55,7 +55,9 @@ pub struct Cpu {
     pub trace: Trace,
     /// Local APIC id.
     pub apic_id: u32,
-    /// The number of the last flush that this CPU carried out.
+    /// The number of the last flush that this CPU was asked for.
+    pub asked: AtomicU64,
+    /// The number of the last one that it carried out.
     pub flushed: AtomicU64,
     /// Another CPU asks for the vCPU registers that this one holds.
     pub release: AtomicBool,
@@ -90,7 +92,7 @@ pub fn limit(count: usize) {
     COUNT.store(count, Ordering::Relaxed);
 }
 
-/// The fields of CPU `index` that other CPUs may use: `apic_id`, `flushed`, `release`,
+/// The fields of CPU `index` that other CPUs may use: `apic_id`, `asked`, `flushed`, `release`,
 /// `waits_to_call`, `online`, `trace`
 /// (the latter only after a panic stopped that CPU).
 pub fn other(index: usize) -> Option<&'static Cpu> {

@@ -17,7 +17,7 @@ use x86_64::instructions::tlb;
 /// Real hardware.
 pub struct Hardware;
 
-/// Number of the current flush request. The words describe it, and were written before it moved.
+/// Number of the current flush request, and what describes it. Written before any CPU is asked.
 static REQUEST: AtomicU64 = AtomicU64::new(0);
 static WORDS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
@@ -25,7 +25,8 @@ fn publish(flush: Flush) {
     let words = match flush {
         Flush::HostPage { root, address } => [1, root.0, address],
         Flush::HostSpace { root } => [2, root.0, 0],
-        Flush::GuestSpace { root } => [3, root.0, 0],
+        Flush::GuestSpace { root, cpus } => [3, root.0, cpus],
+        Flush::Everything => [4, 0, 0],
         Flush::Quiesce => [0; 3],
     };
     for (cell, word) in WORDS.iter().zip(words) {
@@ -39,7 +40,11 @@ fn published() -> Flush {
     match kind {
         1 => Flush::HostPage { root, address },
         2 => Flush::HostSpace { root },
-        3 => Flush::GuestSpace { root },
+        3 => Flush::GuestSpace {
+            root,
+            cpus: address,
+        },
+        4 => Flush::Everything,
         _ => Flush::Quiesce,
     }
 }
@@ -55,13 +60,32 @@ fn carry_out(flush: Flush) {
         }
         Flush::HostSpace { root } if root.0 == loaded => switch_root(cpu::core_root()),
         // Whoever waits for the vCPU's registers, or is about to reuse its area, gets them saved.
-        Flush::Quiesce => {
+        Flush::Quiesce | Flush::Everything => {
+            if flush == Flush::Everything {
+                tlb::flush_all();
+            }
             virt::release();
             crate::glue::refresh_ports();
         }
         // A vCPU that ran here has left the guest to come here, and compares epochs before it
         // enters again.
         _ => {}
+    }
+}
+
+/// True if CPU `index` has to take part in a flush.
+fn concerns(index: usize, flush: Flush) -> bool {
+    match flush {
+        // Loading a root forgets what was cached under any other: there are no process-context
+        // identifiers.
+        Flush::HostPage { root, .. } => {
+            let area = cpu::area(index);
+            // SAFETY: the area of a CPU that is there; its root is only written atomically.
+            let loaded = unsafe { AtomicU64::from_ptr(&raw mut (*area).root) };
+            loaded.load(Ordering::SeqCst) == root.0
+        }
+        Flush::GuestSpace { cpus, .. } => cpus >> index & 1 != 0,
+        Flush::HostSpace { .. } | Flush::Quiesce | Flush::Everything => true,
     }
 }
 
@@ -73,7 +97,9 @@ pub fn switch_root(root: u64) {
     // own field.
     unsafe {
         if (*this).root != root {
-            (*this).root = root;
+            // Visible before the load, which serialises: whoever cleared an entry and still sees
+            // the old root knows that nothing older is cached under the new one.
+            AtomicU64::from_ptr(&raw mut (*this).root).store(root, Ordering::Relaxed);
             paging::load(root);
         }
     }
@@ -121,9 +147,9 @@ fn with_registers<T>(mut operation: impl FnMut() -> Result<T, Status>) -> Result
 
 fn answer_flush() {
     let this = cpu::this();
-    let request = REQUEST.load(Ordering::Acquire);
-    // SAFETY: a shared reference to an atomic of this CPU's area.
-    let flushed = unsafe { &(*this).flushed };
+    // SAFETY: shared references to atomics of this CPU's area.
+    let (asked, flushed) = unsafe { (&(*this).asked, &(*this).flushed) };
+    let request = asked.load(Ordering::Acquire);
     if flushed.load(Ordering::Relaxed) != request {
         carry_out(published());
         cpu::trace(Kind::Flush, request, 0);
@@ -134,14 +160,8 @@ fn answer_flush() {
 /// Joins the CPUs that are asked to flush. From here on it must answer.
 pub fn join_flushes() {
     let this = cpu::this();
-    // SAFETY: shared references to atomics of this CPU's area. Nothing is cached on this CPU yet,
-    // so that it may count requests up to now as answered.
-    unsafe {
-        (*this)
-            .flushed
-            .store(REQUEST.load(Ordering::SeqCst), Ordering::SeqCst);
-        (*this).online.store(true, Ordering::SeqCst);
-    }
+    // SAFETY: a shared reference to an atomic of this CPU's area. Nothing is cached on this CPU yet.
+    unsafe { (*this).online.store(true, Ordering::SeqCst) };
     answer();
 }
 
@@ -168,26 +188,28 @@ impl Machine for Hardware {
 
     fn flush(&self, flush: Flush) {
         publish(flush);
-        let me = cpu::index();
         let request = REQUEST.load(Ordering::Relaxed) + 1;
+        // Also keeps the entries cleared so far before the look at who has them.
         REQUEST.store(request, Ordering::SeqCst);
         let alone = cfg!(control = "shootdown") && matches!(flush, Flush::HostPage { .. });
-        let others = || {
-            (0..cpu::count())
-                .filter(move |&index| index != me && !alone)
-                .filter_map(cpu::other)
-                .filter(|other| other.online.load(Ordering::SeqCst))
-        };
-        for other in others() {
-            apic::send(other.apic_id, apic::VECTOR_FLUSH);
+        let mut asked = 0u64;
+        for index in (0..cpu::count()).filter(|&index| index != cpu::index() && !alone) {
+            if let Some(other) = cpu::other(index)
+                && other.online.load(Ordering::SeqCst)
+                && concerns(index, flush)
+            {
+                asked |= 1 << index;
+                other.asked.store(request, Ordering::Release);
+                apic::send(other.apic_id, apic::VECTOR_FLUSH);
+            }
         }
         carry_out(flush);
-        // SAFETY: this CPU's own atomic.
-        unsafe { (*cpu::this()).flushed.store(request, Ordering::Relaxed) };
-        for other in others() {
-            while other.flushed.load(Ordering::Acquire) < request {
+        while asked != 0 {
+            let other = cpu::other(asked.trailing_zeros() as usize);
+            while other.is_some_and(|other| other.flushed.load(Ordering::Acquire) < request) {
                 core::hint::spin_loop();
             }
+            asked &= asked - 1;
         }
     }
 
@@ -197,10 +219,6 @@ impl Machine for Hardware {
 
     fn set_line(&self, line: u32, enabled: bool) {
         ioapic::set_line(line, enabled);
-    }
-
-    fn ports_changed(&self) {
-        self.flush(Flush::Quiesce);
     }
 
     fn virtualisation(&self) -> bool {
@@ -233,8 +251,8 @@ impl Machine for Hardware {
         with_registers(|| virt::set_extended(vcpu, offset, from))
     }
 
-    fn vcpu_grant_ports(&self, vcpu: VcpuArea, first: u16, count: u32) {
-        virt::grant_ports(vcpu, first, count);
+    fn vcpu_grant_ports(&self, vcpu: VcpuArea, first: u16, count: u32, granted: bool) {
+        virt::grant_ports(vcpu, first, count, granted);
     }
 
     fn vcpu_forget(&self, vcpu: VcpuArea) {

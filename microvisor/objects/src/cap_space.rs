@@ -248,6 +248,13 @@ impl<M: Machine> Kernel<M> {
 
     /// `Delete` (with `itself`) and `Revoke` (without). Bounded: `Again` when more is left.
     pub(crate) fn delete(&mut self, slot: SlotRef, itself: bool) -> Result<(), Status> {
+        let done = self.delete_some(slot, itself);
+        // Nothing was made of what was freed meanwhile: the lock was held.
+        self.pay();
+        done
+    }
+
+    fn delete_some(&mut self, slot: SlotRef, itself: bool) -> Result<(), Status> {
         for _ in 0..DELETE_STEPS {
             let this = self.arena.slot(slot);
             if this.is_empty() {
@@ -342,7 +349,7 @@ impl<M: Machine> Kernel<M> {
         self.arena.remove(name);
         self.arena.destroy(space);
         // A CPU about to run a vCPU may be reading one of its slots without the lock.
-        self.machine.flush(Flush::Quiesce);
+        self.owe(Flush::Quiesce);
     }
 }
 

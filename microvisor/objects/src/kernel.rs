@@ -5,7 +5,7 @@ use crate::cap_space::CapSpace;
 use crate::endpoint::{Endpoint, Reply};
 use crate::id::{PhysAddr, Ref};
 use crate::interrupt::{LINES, Line};
-use crate::machine::Machine;
+use crate::machine::{Flush, Machine};
 use crate::notification::Notification;
 use crate::sched::{CPUS_MAX, Cpu, SchedContext};
 use crate::thread::{State, Thread};
@@ -31,6 +31,8 @@ pub struct Kernel<M> {
     pub(crate) core_root: PhysAddr,
     /// Frames of a vCPU's hardware area.
     pub(crate) vcpu_frames: u64,
+    /// A flush that the deletion under way has to make before it ends.
+    pub(crate) owed: Option<Flush>,
     /// Something happened that may change what a CPU should run or when it should wake.
     pub(crate) stirred: bool,
 }
@@ -71,6 +73,7 @@ impl<M: Machine> Kernel<M> {
             slice: u64::MAX,
             core_root: PhysAddr(0),
             vcpu_frames: 0,
+            owed: None,
             stirred: false,
         }
     }
@@ -253,8 +256,7 @@ impl<M: Machine> Kernel<M> {
                 let to = self.cap(me, a[1])?;
                 match self.arena.slot(to).kind() {
                     Kind::Thread => self.grant_ports(ports, self.arena.slot(to).object())?,
-                    // Taking ports back from a vCPU is not there, so neither is giving them.
-                    Kind::Vcpu => return Err(Status::Unsupported),
+                    Kind::Vcpu => self.grant_ports_to_vcpu(ports, self.arena.slot(to).object())?,
                     _ => return Err(Status::WrongKind),
                 }
                 ok

@@ -27,10 +27,32 @@ pub enum Flush {
     GuestSpace {
         /// Physical address of the root table.
         root: PhysAddr,
+        /// The CPUs that ever ran a vCPU in it, a bit each.
+        cpus: u64,
     },
+    /// More than one of these, but `HostSpace`: every CPU forgets all that it cached of the host
+    /// space that it has loaded, and quiesces.
+    Everything,
     /// Nothing to flush: only wait until every other CPU has left whatever it was doing in the
-    /// core or in a guest, so that no stale reference survives.
+    /// core or in a guest, so that no stale reference survives. Each also looks again at the ports
+    /// of its thread.
     Quiesce,
+}
+
+impl Flush {
+    /// One flush that does the work of both.
+    pub fn and(self, other: Flush) -> Flush {
+        match (self, other) {
+            (Flush::GuestSpace { root, cpus }, Flush::GuestSpace { root: r, cpus: c })
+                if root == r =>
+            {
+                let cpus = cpus | c;
+                Flush::GuestSpace { root, cpus }
+            }
+            (one, two) if one == two => one,
+            _ => Flush::Everything,
+        }
+    }
 }
 
 /// The bit layout of translation tables of guest spaces.
@@ -57,7 +79,7 @@ pub trait Machine {
     /// begin its thread's run of a vCPU: neither has had any effect. Asked after a flush.
     fn waits_to_call(&self, cpu: usize) -> bool;
 
-    /// Carries out a flush on this CPU and every other, and returns when all have done it. CPUs
+    /// Carries out a flush on this CPU and every other that it concerns, and returns when all have done it. CPUs
     /// that spin for the kernel lock answer while they spin.
     fn flush(&self, flush: Flush);
 
@@ -66,11 +88,6 @@ pub trait Machine {
 
     /// Lets an interrupt line be delivered, or not.
     fn set_line(&self, line: u32, enabled: bool);
-
-    /// Allows or forbids the *current* thread of this CPU a port range in the TSS bitmap; called
-    /// when a running thread is granted ports. Threads that are switched in later are handled by
-    /// the switch.
-    fn ports_changed(&self);
 
     /// True if guests can run.
     fn virtualisation(&self) -> bool;
@@ -96,8 +113,8 @@ pub trait Machine {
         from: &[u8],
     ) -> Result<usize, Status>;
 
-    /// Lets the vCPU use ports without exits.
-    fn vcpu_grant_ports(&self, vcpu: VcpuArea, first: u16, count: u32);
+    /// Lets the vCPU use ports without exits, or no longer.
+    fn vcpu_grant_ports(&self, vcpu: VcpuArea, first: u16, count: u32, granted: bool);
 
     /// The vCPU is about to be destroyed: forget cached state (FPU, VMCS) on every CPU.
     fn vcpu_forget(&self, vcpu: VcpuArea);

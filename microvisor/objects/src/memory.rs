@@ -244,7 +244,8 @@ impl<M: Machine> Kernel<M> {
         }
         let format = format(kind, self.machine.guest_tables());
         if let Some(table) = self.arena.map_leaf(space, format, address, leaf)? {
-            self.flush_page(space, address);
+            self.owe_page(space, address);
+            self.pay();
             self.arena.recycle_table(space, table);
         }
         let c = self.arena.slot_mut(cap);
@@ -256,6 +257,13 @@ impl<M: Machine> Kernel<M> {
 
     /// `Unmap`.
     pub(crate) fn unmap(&mut self, cap: SlotRef) -> Result<(), Status> {
+        let done = self.take_mapping(cap);
+        self.pay();
+        done
+    }
+
+    /// Undoes a mapping; what CPUs cached of it is owed.
+    fn take_mapping(&mut self, cap: SlotRef) -> Result<(), Status> {
         let c = *self.arena.slot(cap);
         if !matches!(c.kind(), Kind::Frame | Kind::Thread | Kind::Vcpu) {
             return Err(Status::WrongKind);
@@ -278,23 +286,38 @@ impl<M: Machine> Kernel<M> {
         };
         let format = format(kind, self.machine.guest_tables());
         self.arena.unmap_leaf(space, format, c.address, base, order);
-        self.flush_page(space, c.address);
+        self.owe_page(space, c.address);
         Ok(())
     }
 
-    /// Makes every CPU forget what it cached for a page of a space that exists.
-    fn flush_page(&mut self, space: Ref<AddressSpace>, address: u64) {
+    /// Notes a flush that must be made before anything can be made of the memory that is taken
+    /// away. One deletion has many, and makes one.
+    pub(crate) fn owe(&mut self, flush: Flush) {
+        self.owed = Some(self.owed.map_or(flush, |owed| owed.and(flush)));
+    }
+
+    /// Makes the flush that is owed.
+    pub(crate) fn pay(&mut self) {
+        if let Some(flush) = self.owed.take() {
+            self.machine.flush(flush);
+        }
+    }
+
+    /// CPUs must forget what they cached for a page of a space that exists.
+    fn owe_page(&mut self, space: Ref<AddressSpace>, address: u64) {
         let Some(s) = self.arena.get(space) else {
             return;
         };
         s.epoch.fetch_add(1, Ordering::SeqCst);
-        self.machine.flush(match s.kind() {
-            SpaceKind::Host => Flush::HostPage {
-                root: s.root,
-                address,
+        let root = s.root;
+        let flush = match s.kind() {
+            SpaceKind::Host => Flush::HostPage { root, address },
+            SpaceKind::Guest | SpaceKind::Dma => Flush::GuestSpace {
+                root,
+                cpus: s.cpus.load(Ordering::SeqCst),
             },
-            SpaceKind::Guest | SpaceKind::Dma => Flush::GuestSpace { root: s.root },
-        });
+        };
+        self.owe(flush);
     }
 
     /// `Fill`.
@@ -336,7 +359,30 @@ impl<M: Machine> Kernel<M> {
         let slot = self.arena.slot_mut(ports);
         slot.flags |= flag::MAPPED;
         slot.space = to.raw();
-        self.machine.ports_changed();
+        self.machine.flush(Flush::Quiesce);
+        Ok(())
+    }
+
+    /// `PortsGrant` to a vCPU. Where two grants to one vCPU overlap, the end of either closes what
+    /// both have.
+    pub(crate) fn grant_ports_to_vcpu(
+        &mut self,
+        ports: SlotRef,
+        to: Ref<Vcpu>,
+    ) -> Result<(), Status> {
+        let p = *self.arena.slot(ports);
+        if p.has_flag(flag::MAPPED) && self.arena.alive(Ref::<Vcpu>::from_raw(p.space)) {
+            return Err(Status::AlreadyMapped);
+        }
+        if !self.arena.alive(to) {
+            return Err(Status::InvalidCap);
+        }
+        let (first, count) = p.range();
+        self.machine
+            .vcpu_grant_ports(to.area(), first as u16, count as u32, true);
+        let slot = self.arena.slot_mut(ports);
+        slot.flags |= flag::MAPPED;
+        slot.space = to.raw();
         Ok(())
     }
 
@@ -349,6 +395,12 @@ impl<M: Machine> Kernel<M> {
             first: first as u16,
             count: count as u16,
         };
+        let vcpu = Ref::<Vcpu>::from_raw(cap.space);
+        if self.arena.get(vcpu).is_some() {
+            self.machine
+                .vcpu_grant_ports(vcpu.area(), first as u16, count as u32, false);
+            return self.owe(Flush::Quiesce);
+        }
         let thread = Ref::<Thread>::from_raw(cap.space);
         let Some(t) = self.arena.get_mut(thread) else {
             return;
@@ -356,11 +408,7 @@ impl<M: Machine> Kernel<M> {
         if let Some(r) = t.ports.iter_mut().find(|r| **r == range) {
             *r = PortRange::default();
         }
-        let elsewhere = t.cpu as usize != self.machine.cpu();
-        self.machine.ports_changed();
-        if elsewhere {
-            self.machine.flush(Flush::Quiesce);
-        }
+        self.owe(Flush::Quiesce);
     }
 
     /// What has to happen before a capability disappears. `Again` when bounded work was done and
@@ -371,7 +419,7 @@ impl<M: Machine> Kernel<M> {
             && cap.has_flag(flag::MAPPED)
             && matches!(cap.kind(), Kind::Frame | Kind::Thread | Kind::Vcpu)
         {
-            let _ = self.unmap(slot);
+            let _ = self.take_mapping(slot);
         }
         match cap.kind() {
             Kind::IoPorts => self.take_ports_back(&cap),
@@ -411,13 +459,13 @@ impl<M: Machine> Kernel<M> {
                 self.arena
                     .destroy(cap.object::<crate::notification::Notification>());
                 // A CPU about to enter a guest may be reading the word.
-                self.machine.flush(Flush::Quiesce);
+                self.owe(Flush::Quiesce);
             }
             Kind::Vcpu => {
                 let vcpu = cap.object::<Vcpu>();
                 self.arena.destroy(vcpu);
-                self.machine.flush(Flush::Quiesce);
                 self.machine.vcpu_forget(vcpu.area());
+                self.owe(Flush::Quiesce);
             }
             _ => {}
         }
@@ -432,10 +480,14 @@ impl<M: Machine> Kernel<M> {
         let (root, kind) = (s.root, s.kind());
         s.epoch.fetch_add(1, Ordering::SeqCst);
         self.arena.destroy(space);
-        self.machine.flush(match kind {
-            SpaceKind::Host => Flush::HostSpace { root },
-            SpaceKind::Guest | SpaceKind::Dma => Flush::GuestSpace { root },
-        });
+        match kind {
+            SpaceKind::Host => self.machine.flush(Flush::HostSpace { root }),
+            // Every CPU: one may be on its way into a space that it never ran before.
+            SpaceKind::Guest | SpaceKind::Dma => self.owe(Flush::GuestSpace {
+                root,
+                cpus: u64::MAX,
+            }),
+        }
     }
 
     fn destroy_thread(&mut self, thread: Ref<Thread>) {

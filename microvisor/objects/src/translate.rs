@@ -18,6 +18,10 @@ pub struct AddressSpace {
     /// Advanced whenever a translation is taken away; a vCPU that saw an older one flushes before
     /// it enters.
     pub(crate) epoch: AtomicU64,
+    /// *guest*: the CPUs that ever ran a vCPU in it. A CPU enters itself before it first does, with
+    /// an identifier under which nothing is cached; so whoever clears an entry and then reads this
+    /// either finds the CPU, or it caches nothing older.
+    pub(crate) cpus: AtomicU64,
     /// The root table.
     pub root: PhysAddr,
     /// Free tables, linked through their first word; 0 ends the list.

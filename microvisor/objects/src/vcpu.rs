@@ -22,9 +22,9 @@ use microvisor_abi::{Kind, Rights, SpaceKind, Status};
 #[repr(C)]
 pub struct Vcpu {
     /// CPU that runs it, plus one; 0 when none does.
-    running: AtomicU32,
+    pub(crate) running: AtomicU32,
     /// A sticky request to return to the VMM.
-    poked: AtomicU32,
+    pub(crate) poked: AtomicU32,
     pub(crate) space: Ref<AddressSpace>,
     pub(crate) notification: Ref<Notification>,
 }
@@ -71,9 +71,7 @@ impl Arena {
         }
         let vcpu = Ref::<Vcpu>::from_raw(object);
         let v = self.get(vcpu).ok_or(Status::InvalidCap)?;
-        if !self.alive(v.space) {
-            return Err(Status::NotBound);
-        }
+        self.entered_by(v, cpu)?;
         v.running
             .compare_exchange(0, cpu as u32 + 1, Ordering::SeqCst, Ordering::Relaxed)
             .map_err(|_| Status::Busy)?;
@@ -108,7 +106,19 @@ impl Arena {
     pub fn vcpu_continue(&self, vcpu: Ref<Vcpu>, cpu: usize) {
         if let Some(v) = self.get(vcpu) {
             v.running.store(cpu as u32 + 1, Ordering::SeqCst);
+            // A space that is gone is noticed before the guest is entered.
+            let _ = self.entered_by(v, cpu);
         }
+    }
+
+    /// Notes that this CPU runs vCPUs of the space, for those who take translations away.
+    #[inline(always)]
+    fn entered_by(&self, vcpu: &Vcpu, cpu: usize) -> Result<(), Status> {
+        let space = self.get(vcpu.space).ok_or(Status::NotBound)?;
+        if space.cpus.load(Ordering::Relaxed) >> cpu & 1 == 0 {
+            space.cpus.fetch_or(1 << cpu, Ordering::SeqCst);
+        }
+        Ok(())
     }
 
     /// Ends a run.

@@ -447,3 +447,74 @@ fn every_cpu_lets_go_of_a_space_before_its_memory_is_used_again() {
     w.ok(Call::Delete, &[0, 500]);
     assert_eq!(w.seen.flushes.borrow().as_slice(), &[Flush::Quiesce]);
 }
+
+#[test]
+fn a_revoke_of_many_mappings_makes_one_shootdown_a_call() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Frame, 21, 500, 1);
+    for page in 0..32 {
+        w.ok(Call::Copy, &[500, 0, 510 + page, 0xff, page << 12, 12]);
+        w.ok(Call::Map, &[510 + page, 2, 0x4000_0000 + (page << 12), RW]);
+    }
+    w.seen.flushes.borrow_mut().clear();
+    w.ok(Call::Revoke, &[0, 500]);
+    assert_eq!(w.seen.flushes.borrow().as_slice(), &[Flush::Everything]);
+    let root = w.kernel.space_root(w.root).expect("space");
+    assert!((0..32).all(|page| {
+        w.kernel
+            .arena
+            .translate(root, 0x4000_0000 + (page << 12))
+            .is_none()
+    }));
+}
+
+#[test]
+fn a_guest_page_is_forgotten_by_the_cpus_that_ran_its_space() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::AddressSpace, 1, 500, 1);
+    w.make(ram, Kind::Tables, 8, 501, 1);
+    w.ok(Call::Fill, &[500, 501]);
+    w.make(ram, Kind::Vcpu, 0, 502, 1);
+    w.ok(Call::VcpuControl, &[502, 0, 500]);
+    w.make(ram, Kind::Frame, 12, 503, 1);
+    let unmap = |w: &mut World| {
+        w.ok(Call::Map, &[503, 500, 0x1000, RW]);
+        w.seen.flushes.borrow_mut().clear();
+        w.ok(Call::Unmap, &[503]);
+        match w.seen.flushes.borrow().as_slice() {
+            &[Flush::GuestSpace { cpus, .. }] => cpus,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(unmap(&mut w), 0);
+    let epoch = |w: &World| {
+        let vcpu = w.kernel.arena.vcpu_begin(w.root, 502, 5).expect("vcpu");
+        let epoch = w.kernel.arena.vcpu_epoch(vcpu);
+        w.kernel.arena.vcpu_end(vcpu);
+        epoch
+    };
+    let before = epoch(&w);
+    assert_eq!(unmap(&mut w), 1 << 5);
+    assert!(epoch(&w) > before, "and no vCPU enters without a flush");
+}
+
+#[test]
+fn ports_of_a_vcpu_come_and_go_with_their_capability() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Vcpu, 0, 500, 1);
+    w.ok(Call::Copy, &[5, 0, 501, 0xff, 0x3f8 | (8 << 32), 0]);
+    w.ok(Call::PortsGrant, &[501, 500]);
+    assert_eq!(
+        w.call(Call::PortsGrant, &[501, 500]).0,
+        Status::AlreadyMapped
+    );
+    w.ok(Call::Delete, &[0, 501]);
+    assert_eq!(
+        w.seen.ports.borrow().as_slice(),
+        &[(0x3f8, 8, true), (0x3f8, 8, false)]
+    );
+    assert_eq!(w.seen.flushes.borrow().last(), Some(&Flush::Quiesce));
+}

@@ -40,8 +40,8 @@ trait Virt {
     fn attach(area: Area, root: PhysAddr);
     /// Brings groups up to date in the state page.
     fn fetch(area: Area, groups: u64);
-    /// Lets ports through.
-    fn grant_ports(area: Area, first: u16, count: u32);
+    /// Lets ports through, or no longer.
+    fn grant_ports(area: Area, first: u16, count: u32, granted: bool);
     /// Puts DR0-DR3 into the CPU and lets the vCPU use them without exits.
     fn own_debug_registers(area: Area);
     /// Debug registers are no longer the vCPU's own: intercept their use.
@@ -279,9 +279,9 @@ fn settled(vcpu: VcpuArea) -> Result<Area, Status> {
     Ok(area)
 }
 
-/// Lets a vCPU use ports without exits.
-pub fn grant_ports(vcpu: VcpuArea, first: u16, count: u32) {
-    svm::Svm::grant_ports(Area::new(vcpu), first, count);
+/// Lets a vCPU use ports without exits, or no longer.
+pub fn grant_ports(vcpu: VcpuArea, first: u16, count: u32, granted: bool) {
+    svm::Svm::grant_ports(Area::new(vcpu), first, count, granted);
 }
 
 /// A vCPU is about to be destroyed: no CPU will write its registers to its area, once all have

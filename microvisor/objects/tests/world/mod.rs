@@ -28,6 +28,8 @@ pub struct Seen {
     pub waits: Cell<bool>,
     pub flushes: RefCell<Vec<Flush>>,
     pub lines: RefCell<Vec<(u32, bool)>>,
+    /// Ports given to and taken from vCPUs.
+    pub ports: RefCell<Vec<(u16, u32, bool)>>,
 }
 
 #[derive(Clone, Default)]
@@ -55,7 +57,6 @@ impl Machine for Fake {
     fn set_line(&self, line: u32, enabled: bool) {
         self.0.lines.borrow_mut().push((line, enabled));
     }
-    fn ports_changed(&self) {}
     fn virtualisation(&self) -> bool {
         true
     }
@@ -68,7 +69,9 @@ impl Machine for Fake {
     fn vcpu_set_extended(&self, _: VcpuArea, _: usize, _: &[u8]) -> Result<usize, Status> {
         Ok(0)
     }
-    fn vcpu_grant_ports(&self, _: VcpuArea, _: u16, _: u32) {}
+    fn vcpu_grant_ports(&self, _: VcpuArea, first: u16, count: u32, granted: bool) {
+        self.0.ports.borrow_mut().push((first, count, granted));
+    }
     fn vcpu_forget(&self, _: VcpuArea) {}
 }
 

@@ -197,14 +197,18 @@ impl Virt for Svm {
         groups::store(area, groups);
     }
 
-    fn grant_ports(area: Area, first: u16, count: u32) {
+    fn grant_ports(area: Area, first: u16, count: u32, granted: bool) {
         let end = (u32::from(first) + count).min(0x1_0000);
         for number in u32::from(first)..end {
             let (byte, mask) = port(number as u16);
             // SAFETY: `port` answers an offset below 8 KiB of the 12 KiB map; atomic, because
             // the CPU may be reading the map for a guest.
             let byte = unsafe { &*io_map(area).add(byte).cast::<AtomicU8>() };
-            byte.fetch_and(!mask, Ordering::Relaxed);
+            if granted {
+                byte.fetch_and(!mask, Ordering::Relaxed);
+            } else {
+                byte.fetch_or(mask, Ordering::Relaxed);
+            }
         }
     }
 
