@@ -42,6 +42,7 @@ extern crate self as idl;
 #[cfg(test)]
 extern crate std;
 
+pub mod admin;
 pub mod bench;
 pub mod builder;
 mod bytes;
@@ -238,8 +239,9 @@ pub fn flatten<R, A, E>(outcome: Result<Result<R, A>, Failure<E>>) -> Result<R, 
 }
 
 /// Every interface's name and schema as JSON.
-pub fn exports() -> [(&'static str, alloc::string::String); 5] {
+pub fn exports() -> [(&'static str, alloc::string::String); 6] {
     [
+        (admin::Admin::NAME, schema::export::<admin::Admin>()),
         (bench::Bench::NAME, schema::export::<bench::Bench>()),
         (builder::Builder::NAME, schema::export::<builder::Builder>()),
         (console::Console::NAME, schema::export::<console::Console>()),

@@ -1,5 +1,6 @@
 //! Every interface: random bytes never panic a dispatcher, requests and answers survive the wire.
 use super::*;
+use crate::admin::{Admin, AdminClient, AdminError, AdminServer, Inventory};
 use crate::bench::{Bench, BenchClient, BenchServer};
 use crate::builder::{BuildError, Builder, BuilderClient, BuilderServer, Built, Compression};
 use crate::console::{ClientKind, Console, ConsoleClient, ConsoleError, ConsoleServer};
@@ -57,6 +58,25 @@ impl SupervisorServer for Everything {
     }
     fn failed(&mut self, _: u64, _: Detail) {}
     fn exit(&mut self, _: u64) {}
+}
+
+impl AdminServer for Everything {
+    fn inventory(&mut self, _: u64) -> Inventory {
+        Inventory {
+            own_frames: 1,
+            free_kib: 2,
+            free_slots: 3,
+            held_slots: 4,
+            heap_bytes: 5,
+            running: 6,
+        }
+    }
+    fn kill(&mut self, _: u64, component: Name) -> Result<(), AdminError> {
+        match component.as_str() {
+            "console" => Ok(()),
+            _ => Err(AdminError::NoComponent),
+        }
+    }
 }
 
 impl OperatorServer for Everything {
@@ -117,6 +137,18 @@ fn answers_reach_the_caller() {
 }
 
 #[test]
+fn a_component_is_killed_by_name() {
+    let local = Local::<Admin, _>::new(Everything::default());
+    let admin = AdminClient::connect(local).unwrap();
+    assert_eq!(admin.kill(name("console")), Ok(()));
+    assert_eq!(
+        admin.kill(name("nobody")),
+        Err(CallError::Answer(AdminError::NoComponent))
+    );
+    assert_eq!(admin.inventory().unwrap().running, 6);
+}
+
+#[test]
 fn orders_are_allowed_or_refused_with_the_state() {
     let local = Local::<Operator, _>::new(Everything::default());
     let operator = OperatorClient::connect(local).unwrap();
@@ -163,6 +195,7 @@ fn another_version_is_refused_when_connecting() {
 #[test]
 fn hashes_tell_interfaces_apart() {
     let hashes = [
+        Admin::HASH,
         Bench::HASH,
         Builder::HASH,
         Console::HASH,
@@ -198,6 +231,7 @@ proptest! {
         caps in proptest::collection::vec(any::<u32>(), 0..5),
     ) {
         for bytes in [&bytes, &small] {
+            fuzz::<Admin>(method, bytes, &caps);
             fuzz::<Bench>(method, bytes, &caps);
             fuzz::<Builder>(method, bytes, &caps);
             fuzz::<Console>(method, bytes, &caps);

@@ -17,7 +17,7 @@ const RANGES_MAX: usize = 8;
 const FILES_MAX: usize = 8;
 const CMDLINE_MAX: usize = 2047;
 /// Interfaces that root serves.
-pub const ROOT_SERVES: &[&str] = &["supervisor", "builder", "operator"];
+pub const ROOT_SERVES: &[&str] = &["supervisor", "builder", "operator", "admin"];
 
 /// What a package of the workspace says it cannot do without, in its `Cargo.toml` under
 /// `[package.metadata.microvisor]`. A wish, never a right: only `system.toml` grants.

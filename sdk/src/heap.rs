@@ -35,6 +35,13 @@ impl ComponentHeap {
     }
 }
 
+impl ComponentHeap {
+    /// Bytes in use, with what each block takes itself.
+    pub fn used(&self) -> usize {
+        self.0.lock().heap.used()
+    }
+}
+
 impl Default for ComponentHeap {
     fn default() -> Self {
         ComponentHeap::new()

@@ -66,6 +66,14 @@ pub use microvisor_abi as abi;
 #[global_allocator]
 static HEAP: heap::ComponentHeap = heap::ComponentHeap::new();
 
+/// Bytes of this component's heap in use; 0 on a host, whose heap is not ours.
+pub fn heap_used() -> usize {
+    #[cfg(target_os = "none")]
+    return HEAP.used();
+    #[cfg(not(target_os = "none"))]
+    0
+}
+
 /// What most components use.
 pub mod prelude {
     pub use crate::caps::*;

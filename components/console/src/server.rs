@@ -1,4 +1,7 @@
 //! The console on the machine: rings, notifications, the serial port's interrupt.
+//!
+//! It may die and be started again at any moment: the ring pages are root's and each belongs to one
+//! client for good, so what clients wrote meanwhile is found where it is, and they attach again.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -16,35 +19,49 @@ use crate::uart::{COUNT, Uart};
 
 const COM1: u16 = 0x3f8;
 const COM1_LINE: u32 = 4;
-/// Bit of the notification for the serial port; clients have the bits below.
+/// Bit of the notification for the serial port.
 const SERIAL_BIT: u64 = 1 << 62;
 /// Bit for answers to the operator's commands.
 const ANSWER_BIT: u64 = 1 << 61;
-/// Clients that have a bit each.
-const CLIENTS: usize = 56;
+/// Bit by which clients say that they wrote or read; all of them are looked at then.
+const CLIENT_BIT: u64 = 1;
+/// Ring pages of each component: one for its log, one for its guest.
+const PAGES: usize = 2;
 /// Bytes taken from one client before the next one has its turn.
 const TURN: usize = 512;
 
-/// Who attached: the badge that root gave, and what for.
-#[derive(Clone, PartialEq, Eq)]
+/// Who attached: the badge that root gave, and what for. The name is what it called itself.
+#[derive(Clone)]
 struct Identity {
     badge: u64,
     name: Name,
     kind: ClientKind,
 }
 
+impl Identity {
+    /// Number of its ring page.
+    fn page(&self) -> Option<usize> {
+        let place = usize::try_from(self.badge).ok()?.checked_sub(1)?;
+        place.checked_mul(PAGES)?.checked_add(match self.kind {
+            ClientKind::Log => 0,
+            ClientKind::Guest => 1,
+        })
+    }
+
+    fn is(&self, other: &Identity) -> bool {
+        self.badge == other.badge && self.kind == other.kind
+    }
+}
+
 struct Client {
     id: ClientId,
     /// `None` for root.
     identity: Option<Identity>,
-    /// Its ring page's frame, for giving it to a restarted client; `None` for root.
-    frame: Option<Cap<cap::Frame>>,
     output: Reader<'static, OUT_BYTES>,
     input: Writer<'static, IN_BYTES>,
-    /// Signalled when there is room or input; `None` for root, which does not wait.
+    /// Signalled when there is room or input; `None` for root, which does not wait, and for a
+    /// client that has not attached since this console started.
     wake: Option<Cap<cap::Notification>>,
-    /// What the client signals.
-    peer: Option<Cap<cap::Notification>>,
 }
 
 struct Server {
@@ -52,9 +69,12 @@ struct Server {
     uart: Uart,
     orders: Orders,
     line: Cap<cap::Interrupt>,
-    notification: Cap<cap::Notification>,
+    /// What clients signal.
+    peer: Cap<cap::Notification>,
     clients: Vec<Client>,
     pages: sdk::startup::RingPages,
+    /// Where the ring pages are mapped.
+    base: u64,
     /// Names of components by badge, counted from 1, as root has them.
     names: Vec<Name>,
 }
@@ -83,14 +103,26 @@ fn run(
     let notification = env.notification();
     notification.bind_messages(env.thread())?;
     line.bind(notification.mint(Rights::SIGNAL, SERIAL_BIT)?)?;
+    let pages = env.ring_pages;
+    let base = memory::reserve(u64::from(pages.count) * sdk::abi::FRAME)?;
+    memory::map_run(
+        memory::own(),
+        memory::OWN_SPACE,
+        Cap::new(pages.slot),
+        pages.count,
+        memory::ORDER_4K,
+        base,
+        memory::READ_WRITE,
+    )?;
     let mut server = Server {
         mux: Mux::new(),
         uart: Uart::new(ports),
         orders: Orders::start(env, notification.mint(Rights::SIGNAL, ANSWER_BIT)?)?,
         line,
-        notification,
+        peer: notification.mint(Rights::SIGNAL, CLIENT_BIT)?,
         clients: Vec::new(),
-        pages: env.ring_pages,
+        pages,
+        base,
         names: env.clients.iter().cloned().collect(),
     };
     for attached in &env.attached {
@@ -99,6 +131,7 @@ fn run(
         let id = server.mux.attach(&attached.name, ClientKind::Log);
         server.clients.push(Client::new(id, page));
     }
+    server.find_logs();
     let mut receiver = Receiver::new(endpoint, REPLY, <Console as idl::Interface>::REQUEST_CAPS)?;
     if let Ok(root) = SupervisorClient::connect(env.transport("supervisor")) {
         // Without this root starts nobody who needs a console: it would be seen.
@@ -179,45 +212,67 @@ impl Server {
         }
     }
 
+    /// The ring page with this number and its frame.
+    fn page(&self, number: usize) -> Option<(&'static RingPage, Cap<cap::Frame>)> {
+        let number = u32::try_from(number)
+            .ok()
+            .filter(|n| *n < self.pages.count)?;
+        let address = self.base + u64::from(number) * sdk::abi::FRAME;
+        // SAFETY: `run` mapped that many pages there, writable and for good; the frames are root's,
+        // which takes them away from nobody.
+        let page = unsafe { memory::shared_at(address) };
+        Some((page, Cap::new(self.pages.slot + number)))
+    }
+
+    /// Lines that were written before this console started: their components need not be alive
+    /// any more. A guest's output waits for its VMM, which attaches again.
+    fn find_logs(&mut self) {
+        for place in 0..self.names.len() {
+            let identity = Identity {
+                badge: place as u64 + 1,
+                name: Name::default(),
+                kind: ClientKind::Log,
+            };
+            if let Some((page, _)) = identity.page().and_then(|number| self.page(number))
+                && page.output.reader().available() != Ok(0)
+            {
+                self.add_client(identity, page);
+            }
+        }
+    }
+
+    fn add_client(&mut self, identity: Identity, page: &'static RingPage) -> &mut Client {
+        let name = self.shown_name(&identity);
+        let id = self.mux.attach(&name, identity.kind);
+        self.clients.push(Client {
+            identity: Some(identity),
+            ..Client::new(id, page)
+        });
+        let last = self.clients.len() - 1;
+        &mut self.clients[last]
+    }
+
     fn attach_client(
         &mut self,
         identity: Identity,
         wake: Cap<cap::Notification>,
     ) -> Result<(Cap<cap::Frame>, Cap<cap::Notification>), Status> {
+        let number = identity.page().ok_or(Status::NoMemory)?;
+        let (page, frame) = self.page(number).ok_or(Status::NoMemory)?;
+        let peer = self.peer;
         let known = self
             .clients
-            .iter_mut()
-            .find(|client| client.identity.as_ref() == Some(&identity));
-        if let Some(client) = known
-            && let (Some(frame), Some(peer)) = (client.frame, client.peer)
-        {
-            // The old instance is gone, or has nothing to say here any more.
-            if let Some(old) = client.wake.replace(wake) {
-                let _ = old.delete();
-            }
-            return Ok((frame, peer));
+            .iter()
+            .position(|client| client.identity.as_ref().is_some_and(|i| i.is(&identity)));
+        let client = match known {
+            // It, or this console, was started again.
+            Some(index) => &mut self.clients[index],
+            None => self.add_client(identity, page),
+        };
+        if let Some(old) = client.wake.replace(wake) {
+            let _ = old.delete();
         }
-        let index = self.clients.len();
-        let page = index as u32;
-        if index >= CLIENTS || page >= self.pages.count {
-            return Err(Status::NoMemory);
-        }
-        let frame: Cap<cap::Frame> = Cap::new(self.pages.slot + page);
-        // One is mapped here, the other is for the client.
-        let rights = Rights::READ.or(Rights::WRITE);
-        let mapped = memory::map_shared(frame)?;
-        let give = frame.copy(rights)?;
-        let peer = self.notification.mint(Rights::SIGNAL, 1 << index)?;
-        let name = self.shown_name(&identity);
-        let id = self.mux.attach(&name, identity.kind);
-        self.clients.push(Client {
-            identity: Some(identity),
-            frame: Some(give),
-            wake: Some(wake),
-            peer: Some(peer),
-            ..Client::new(id, mapped)
-        });
-        Ok((give, peer))
+        Ok((frame, peer))
     }
 }
 
@@ -226,11 +281,9 @@ impl Client {
         Client {
             id,
             identity: None,
-            frame: None,
             output: page.output.reader(),
             input: page.input.writer(),
             wake: None,
-            peer: None,
         }
     }
 

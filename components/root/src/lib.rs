@@ -11,3 +11,4 @@ pub mod guest;
 pub mod image;
 pub mod plan;
 pub mod pool;
+pub mod restart;

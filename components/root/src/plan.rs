@@ -11,7 +11,7 @@ use sdk::abi as microvisor_abi;
 use sdk::startup::THREAD_STACK_BYTES;
 
 /// Interfaces that root serves itself.
-pub const SERVED_BY_ROOT: [&str; 3] = ["supervisor", "builder", "operator"];
+pub const SERVED_BY_ROOT: [&str; 4] = ["supervisor", "builder", "operator", "admin"];
 /// The name by which manifests wire to root.
 pub const ROOT: &str = "root";
 

@@ -1,5 +1,6 @@
 //! One running copy of a component: made, wired, started, and taken down. Knows nothing of why.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -7,7 +8,7 @@ use idl::manifest::Component;
 use idl::name;
 use root_plan::image::Image;
 use root_plan::plan::{self, STACK_BYTES};
-use sdk::abi::{FRAME, boot};
+use sdk::abi::{FRAME, Kind, boot};
 use sdk::local;
 use sdk::memory::{LARGE, READ_WRITE};
 use sdk::prelude::*;
@@ -118,6 +119,15 @@ pub struct Instance {
     pub notification: Cap<cap::Notification>,
     /// Guest frames that are mapped into it: first, count.
     guest: Option<(Cap<cap::Frame>, u32)>,
+    /// What the wires in its slots are, for reports.
+    pub wires: Vec<(u32, String)>,
+}
+
+/// What building an instance leads to.
+struct Built {
+    threads: Vec<Cap<cap::Thread>>,
+    notification: Cap<cap::Notification>,
+    wires: Vec<(u32, String)>,
 }
 
 /// Slots of the new component's space, handed out in order.
@@ -132,6 +142,15 @@ impl Wiring {
         self.give_at(what, slot, rights, badge)?;
         self.next += 1;
         Ok(slot)
+    }
+
+    /// What the core finds in the space ends where the list of what was given ends.
+    fn nothing_else(&self) -> Result<(), StartError> {
+        let found = (self.next..).map_while(|slot| inspect(self.space, slot).ok());
+        match found.filter(|slot| slot.kind != Kind::Null).count() {
+            0 => Ok(()),
+            _ => Err(StartError::TooMany("capabilities")),
+        }
     }
 
     fn give_at<K>(
@@ -170,10 +189,9 @@ impl Instance {
         let image = Image::parse(bytes).map_err(StartError::Image)?;
         let cpus = order.guest.as_ref().map_or(0, |guest| guest.cpus.len());
         let threads = u64::from(order.component.threads) + cpus as u64;
-        let frames = order
-            .guest
-            .as_ref()
-            .map_or(0, |guest| u64::from(guest.count));
+        // Frames that are not made of its memory, but have slots and are mapped.
+        let guest = order.guest.as_ref().map_or(0, |guest| guest.count);
+        let frames = u64::from(guest + order.ring_pages.map_or(0, |(_, count)| count));
         let size = plan::size(
             order.component,
             &tools.info.object_frames,
@@ -196,10 +214,15 @@ impl Instance {
         };
         let mut maker = Maker::new(memory);
         match Self::build(tools, &mut maker, order, &image, bytes, &size) {
-            Ok((threads, notification)) => Ok(Instance {
+            Ok(Built {
+                threads,
+                notification,
+                wires,
+            }) => Ok(Instance {
                 maker,
                 threads,
                 notification,
+                wires,
                 guest: order
                     .guest
                     .as_ref()
@@ -225,7 +248,7 @@ impl Instance {
         image: &Image,
         bytes: &[u8],
         size: &plan::Size,
-    ) -> Result<(Vec<Cap<cap::Thread>>, Cap<cap::Notification>), StartError> {
+    ) -> Result<Built, StartError> {
         let space: Cap<cap::AddressSpace> = maker
             .one(SpaceKind::Host as u64)
             .during("make its address space")?;
@@ -345,6 +368,7 @@ impl Instance {
             facts.guest = Some(start);
         }
         facts.free_slot = wiring.next;
+        wiring.nothing_else()?;
         start_up_pages(&mut tools.window, maker, space, &facts)?;
         let first = thread
             .configure(
@@ -356,14 +380,29 @@ impl Instance {
             )
             .and_then(|()| thread.resume());
         first.during("start its thread")?;
-        Ok((threads, notification))
+        let wires = facts.wires.iter().map(|wire| {
+            let text = format!("the right to call {} of {}", wire.interface, wire.server);
+            (wire.slot, text)
+        });
+        let serves = facts.serves.iter().map(|serve| {
+            let text = format!("the endpoint of {}, which it serves", serve.interface);
+            (serve.slot, text)
+        });
+        Ok(Built {
+            threads,
+            notification,
+            wires: wires.chain(serves).collect(),
+        })
+    }
+
+    /// Stops all threads: they take no message any more.
+    pub fn stop(&self) -> Result<(), Status> {
+        self.threads.iter().try_for_each(|thread| thread.suspend())
     }
 
     /// Stops all threads, takes everything away; the memory is kept for the next run.
     pub fn destroy(self) -> Result<(), Status> {
-        for thread in &self.threads {
-            thread.suspend()?;
-        }
+        self.stop()?;
         if let Some((frames, count)) = self.guest {
             unmap(frames, count);
         }

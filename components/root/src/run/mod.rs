@@ -1,5 +1,6 @@
 //! Root on the machine: from the core's facts to the event loop.
 
+mod admin;
 mod bank;
 mod content;
 mod exit;
@@ -9,6 +10,7 @@ mod instance;
 mod maker;
 mod operator;
 mod report;
+mod restart;
 mod serial;
 mod system;
 

@@ -1,8 +1,12 @@
-//! What is said about a component that faulted: who, what, registers, backtrace. Everything read
-//! from the dead component is untrusted and only ever printed.
+//! What is said about a component that faulted: who, what, registers, backtrace, and the capability
+//! that it was refused last. Everything read from the dead component is untrusted and only ever
+//! printed. A component that dies of the same thing again and again does so in one line each.
 
-use root_plan::backtrace::{Named, vector_name, walk};
+use alloc::vec::Vec;
+
+use root_plan::backtrace::{DEPTH, Named, vector_name, walk};
 use sdk::abi::FRAME;
+use sdk::abi::call::CALLS;
 use sdk::abi::thread::{Report, State};
 use sdk::memory::{READ, Window};
 use sdk::panic::{MAGIC, MESSAGE_BYTES};
@@ -50,40 +54,101 @@ impl Corpse<'_> {
     }
 }
 
-/// Reports each thread that faulted; true if there was one.
-pub fn faults(name: &str, instance: &Instance, symbols: &[u8], window: &mut Window) -> bool {
-    let mut found = false;
+/// What a thread died of.
+#[derive(PartialEq, Eq)]
+pub struct Cause {
+    vector: u64,
+    error_code: u64,
+    address: u64,
+    frames: heapless::Vec<u64, DEPTH>,
+    message: Option<heapless::Vec<u8, MESSAGE_BYTES>>,
+}
+
+/// Reports each thread that faulted; true if there was one. `causes` are those of the time before,
+/// and then of this one.
+pub fn faults(
+    name: &str,
+    instance: &Instance,
+    symbols: &[u8],
+    window: &mut Window,
+    causes: &mut Vec<Cause>,
+) -> bool {
+    let before = core::mem::take(causes);
     for (index, thread) in instance.threads.iter().enumerate() {
         let Ok(report) = thread.inspect() else {
             continue;
         };
         if report.state == State::Faulted as u64 {
-            found = true;
-            let corpse = Corpse {
+            let mut corpse = Corpse {
                 regions: instance.regions(),
                 window,
             };
-            fault(name, index, &report, symbols, corpse);
+            let cause = cause(&report, &mut corpse);
+            if before.contains(&cause) {
+                log::error!(
+                    "component {name}: the same again: {} in thread {index}",
+                    vector_name(report.vector)
+                );
+            } else {
+                fault(name, index, &report, &cause, symbols);
+                refusal(&report, instance);
+            }
+            causes.push(cause);
         }
     }
-    found
+    !causes.is_empty()
 }
 
-fn fault(name: &str, thread: usize, report: &Report, symbols: &[u8], mut corpse: Corpse<'_>) {
+fn cause(report: &Report, corpse: &mut Corpse<'_>) -> Cause {
+    let r = &report.registers;
+    let message = (report.vector == 6 && r.rax == MAGIC).then(|| {
+        let mut message = heapless::Vec::new();
+        let length = usize::try_from(r.rsi).unwrap_or(0).min(MESSAGE_BYTES);
+        // Not more than there is room for.
+        let _ = message.resize_default(length);
+        if corpse.read(r.rdi, &mut message).is_none() {
+            message.clear();
+        }
+        message
+    });
+    Cause {
+        vector: report.vector,
+        error_code: report.error_code,
+        address: report.address,
+        frames: walk(r.rip, r.rbp, |address| corpse.word(address)),
+        message,
+    }
+}
+
+/// The last call that the core refused for its capability: often what the component tripped on.
+fn refusal(report: &Report, instance: &Instance) {
+    let [call, first, second] = report.refused;
+    let number = call & 0xffff_ffff;
+    let Some(row) = CALLS.iter().find(|row| row.call as u64 == number) else {
+        return;
+    };
+    let status = Status::from_raw(call >> 32);
+    log::error!(
+        "  last refused: {}({first:#x}, {second:#x}): {status:?}",
+        row.name
+    );
+    for word in [first, second] {
+        if let Some((slot, what)) = instance.wires.iter().find(|wire| u64::from(wire.0) == word) {
+            log::error!("  slot {slot:#x} is {what}");
+        }
+    }
+}
+
+fn fault(name: &str, thread: usize, report: &Report, cause: &Cause, symbols: &[u8]) {
     let r = &report.registers;
     let named = |address| Named { address, symbols };
-    if report.vector == 6 && r.rax == MAGIC {
-        let mut message = [0; MESSAGE_BYTES];
-        let length = usize::try_from(r.rsi).unwrap_or(0).min(MESSAGE_BYTES);
-        let text = message
-            .get_mut(..length)
-            .filter(|part| !part.is_empty())
-            .and_then(|part| {
-                corpse.read(r.rdi, part)?;
-                Some(&*part)
-            });
-        let text = core::str::from_utf8(text.unwrap_or(b"(message not readable)"))
-            .unwrap_or("(message not readable)");
+    if let Some(message) = &cause.message {
+        let text = core::str::from_utf8(message).unwrap_or("");
+        let text = if text.is_empty() {
+            "(message not readable)"
+        } else {
+            text
+        };
         log::error!("component {name}: panic: {}", Plain(text));
     } else {
         log::error!(
@@ -125,8 +190,7 @@ fn fault(name: &str, thread: usize, report: &Report, symbols: &[u8], mut corpse:
         r.r14,
         r.r15
     );
-    let frames = walk(r.rip, r.rbp, |address| corpse.word(address));
-    for (depth, &address) in frames.iter().enumerate() {
+    for (depth, &address) in cause.frames.iter().enumerate() {
         // A return address is after the call; the call itself may be the function's last bytes.
         let shown = if depth == 0 {
             address

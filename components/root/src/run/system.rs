@@ -4,26 +4,29 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use idl::admin::Admin;
 use idl::builder::Builder;
-use idl::manifest::{Component, Manifest, Restart};
+use idl::manifest::{Component, Manifest};
 use idl::name;
 use idl::operator::Operator;
 use idl::ring::RingPage;
 use idl::supervisor::{StopReason, Supervisor};
 use root_plan::guest::{self, Event, Phase};
 use root_plan::plan::{self, ROOT};
+use root_plan::restart::History;
 use sdk::abi::archive::Archive;
 use sdk::abi::boot::{self, Info};
 use sdk::memory::{ORDER_4K, Shared, Window};
 use sdk::prelude::*;
-use sdk::startup::Machine;
+use sdk::startup::{CLIENTS_MAX, Machine};
 
+use super::admin::{self, Kills};
 use super::bank::Bank;
 use super::guests::GuestPlace;
 use super::inbox::{Inbox, News};
 use super::instance::{Connection, GuestParts, Instance, Order};
 use super::operator::{Desk, Orders};
-use super::{report, serial};
+use super::report;
 
 /// Bit of the console's notification by which root announces log lines.
 pub const LOG_BIT: u64 = 1 << 63;
@@ -31,13 +34,11 @@ pub const LOG_BIT: u64 = 1 << 63;
 const SUPERVISOR: u64 = 1;
 const BUILDER: u64 = 2;
 const OPERATOR: u64 = 3;
+const ADMIN: u64 = 4;
 /// Bits for faults; instances share them round robin.
-const FAULT_BITS: usize = 60;
-/// Restarts of one component within [`RESTART_SECONDS`] before it stays down.
-const RESTARTS: u32 = 5;
-const RESTART_SECONDS: u64 = 60;
-/// Rings that a console gets: its clients at most.
-const RING_PAGES: u32 = 32;
+pub(super) const FAULT_BITS: usize = 60;
+/// Ring pages that a console gets for each possible client: one for its log, one for its guest.
+const RING_PAGES: usize = 2;
 /// What starting an instance needs.
 pub struct Tools {
     /// The core's facts.
@@ -69,7 +70,7 @@ impl Tools {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     Waiting,
     /// Its thread runs; it has not said that it is ready.
     Starting,
@@ -78,17 +79,22 @@ enum State {
 }
 
 /// A component, or a guest's builder or VMM: started or not.
-struct Place {
-    name: String,
-    component: usize,
-    guest: Option<usize>,
-    state: State,
+pub struct Place {
+    /// Name of the instance.
+    pub(super) name: String,
+    pub(super) component: usize,
+    pub(super) guest: Option<usize>,
+    pub(super) state: State,
     /// Memory of an earlier run, and its frames.
-    kept: Option<(Cap<cap::Memory>, u64)>,
-    instance: Option<Instance>,
+    pub(super) kept: Option<(Cap<cap::Memory>, u64)>,
+    /// The console's ring pages: clients keep theirs over its restarts.
+    rings: Option<(Cap<cap::Frame>, u32)>,
+    /// It runs.
+    pub(super) instance: Option<Instance>,
     fault: Cap<cap::Notification>,
-    restarts: u32,
-    first_restart: u64,
+    pub(super) history: History,
+    /// What it died of last.
+    pub(super) causes: Vec<report::Cause>,
 }
 
 /// Everything.
@@ -98,13 +104,16 @@ pub struct System {
     receiver: Receiver,
     endpoint: Cap<cap::Endpoint>,
     /// Endpoints of the servers: component, interface, endpoint.
-    endpoints: Vec<(usize, String, Cap<cap::Endpoint>)>,
+    pub(super) endpoints: Vec<(usize, String, Cap<cap::Endpoint>)>,
     order: Vec<usize>,
-    places: Vec<Place>,
+    pub(super) places: Vec<Place>,
     pub(super) guests: Vec<GuestPlace>,
     log: Shared<RingPage>,
+    /// By which root tells the console of log lines.
+    log_wake: Option<Cap<cap::Notification>>,
     inbox: Inbox,
     orders: Orders,
+    kills: Kills,
 }
 
 impl System {
@@ -134,10 +143,11 @@ impl System {
                 guest,
                 state: State::Waiting,
                 kept: None,
+                rings: None,
                 instance: None,
                 fault: note.mint(Rights::SIGNAL, bit)?,
-                restarts: 0,
-                first_restart: 0,
+                history: History::default(),
+                causes: Vec::new(),
             });
             Ok(places.len() - 1)
         };
@@ -178,8 +188,10 @@ impl System {
             places,
             guests,
             log: sdk::memory::shared_page()?,
+            log_wake: None,
             inbox: Inbox::default(),
             orders: Orders::default(),
+            kills: Kills::default(),
         })
     }
 
@@ -235,35 +247,44 @@ impl System {
         all
     }
 
-    fn is_console(component: &Component) -> bool {
+    pub(super) fn is_console(component: &Component) -> bool {
         component
             .serves
             .iter()
             .any(|interface| interface == "console")
     }
 
-    fn connections(&self, index: usize, component: &Component) -> Vec<Connection> {
+    /// Who serves what an instance needs, in the order of its needs. A guest says which console
+    /// shows it.
+    pub(super) fn servers(&self, index: usize) -> Vec<&str> {
         let place = &self.places[index];
-        let id = index as u64 + 1;
         let console = place
             .guest
             .map(|guest| self.manifest.guests[guest].console.as_str())
             .filter(|console| !console.is_empty());
+        let needs = self.manifest.components[place.component].needs.iter();
+        needs
+            .map(|need| match console {
+                Some(console) if need.interface == "console" => console,
+                _ => need.server.as_str(),
+            })
+            .collect()
+    }
+
+    fn connections(&self, index: usize, component: &Component) -> Vec<Connection> {
+        let place = &self.places[index];
+        let id = index as u64 + 1;
         let mut connections = Vec::new();
-        for need in &component.needs {
+        for (need, server) in component.needs.iter().zip(self.servers(index)) {
             let (endpoint, rights, badge) = if need.server == ROOT {
                 let interface = match need.interface.as_str() {
                     "builder" => BUILDER,
                     "operator" => OPERATOR,
+                    "admin" => ADMIN,
                     _ => SUPERVISOR,
                 };
                 (Some(self.endpoint), Rights::CALL, id << 8 | interface)
             } else {
-                // A guest says which console shows it.
-                let server = match console {
-                    Some(console) if need.interface == "console" => console,
-                    _ => need.server.as_str(),
-                };
                 let found = self.endpoints.iter().find(|(owner, interface, _)| {
                     self.manifest.components[*owner].name == server && *interface == need.interface
                 });
@@ -295,19 +316,19 @@ impl System {
             .map(|(_, interface, endpoint)| (interface.clone(), *endpoint))
             .collect();
         let console = Self::is_console(&component);
-        // New ones for each run: clients of an earlier one may still write into theirs.
-        let ring_pages = console
-            .then(|| sdk::memory::own().retype_many(ORDER_4K, RING_PAGES))
-            .transpose();
-        let ring_pages = ring_pages.unwrap_or_else(|status| {
-            log::error!("no ring pages for the console: {status:?}");
-            None
-        });
-        let clients = if console {
-            self.places.iter().map(|place| name(&place.name)).collect()
+        let clients: Vec<_> = if console {
+            let names = self.places.iter().map(|place| name(&place.name));
+            names.take(CLIENTS_MAX).collect()
         } else {
             Vec::new()
         };
+        if console && self.places[index].rings.is_none() {
+            let count = (clients.len() * RING_PAGES) as u32;
+            match sdk::memory::own().retype_many(ORDER_4K, count) {
+                Ok(frames) => self.places[index].rings = Some((frames, count)),
+                Err(status) => log::error!("no ring pages for the console: {status:?}"),
+            }
+        }
         let place = &mut self.places[index];
         let order = Order {
             name: &place.name,
@@ -316,15 +337,22 @@ impl System {
             serves: &serves,
             guest,
             attach: console.then_some(self.log.frame),
-            ring_pages: ring_pages.map(|frames| (frames, RING_PAGES)),
+            ring_pages: place.rings,
             clients,
             fault: place.fault,
         };
         match Instance::start(&mut self.tools, &mut place.kept, &order) {
             Ok(instance) => {
                 if console {
+                    // The old one went with the console that it woke; its slot is empty.
+                    if let Some(old) = self.log_wake.take() {
+                        let _ = old.delete();
+                    }
                     match instance.notification.mint(Rights::SIGNAL, LOG_BIT) {
-                        Ok(wake) => sdk::logging::set_ring(self.log.page, wake, LOG_BIT),
+                        Ok(wake) => {
+                            sdk::logging::set_ring(self.log.page, wake, LOG_BIT);
+                            self.log_wake = Some(wake);
+                        }
                         Err(status) => log::error!("root's log stays on the port: {status:?}"),
                     }
                 }
@@ -345,33 +373,15 @@ impl System {
         }
     }
 
-    fn start_component(&mut self, index: usize) {
-        self.run(index, None);
-    }
-
-    /// Takes an instance down, if it runs.
-    pub(super) fn take_down(&mut self, index: usize) {
-        let component = &self.manifest.components[self.places[index].component];
-        let console = Self::is_console(component);
-        let place = &mut self.places[index];
-        place.state = State::Down;
-        let Some(instance) = place.instance.take() else {
-            return;
-        };
-        if console {
-            sdk::logging::set_direct(serial::write);
+    pub(super) fn start_component(&mut self, index: usize) {
+        if !self.run(index, None) {
+            self.close(index);
         }
-        if let Err(status) = instance.destroy() {
-            // What it held is lost, but nothing runs in it.
-            log::error!("component {}: not taken down: {status:?}", place.name);
-            place.kept = None;
-        }
-        self.give_kept(index);
     }
 
     /// Gives back what a guest's builder or VMM ran in. Other components keep their memory for the
     /// next start; a guest may never come back.
-    fn give_kept(&mut self, index: usize) {
+    pub(super) fn give_kept(&mut self, index: usize) {
         let place = &mut self.places[index];
         if place.guest.is_some()
             && let Some((memory, _)) = place.kept.take()
@@ -398,6 +408,14 @@ impl System {
                             };
                             self.receiver.answer::<Operator, _>(message, &mut desk)
                         }
+                        ADMIN => {
+                            let mut desk = admin::Desk {
+                                places: &self.places,
+                                bank: &self.tools.bank,
+                                kills: &mut self.kills,
+                            };
+                            self.receiver.answer::<Admin, _>(message, &mut desk)
+                        }
                         _ => self
                             .receiver
                             .answer::<Supervisor, _>(message, &mut self.inbox),
@@ -411,6 +429,10 @@ impl System {
                 if index < self.places.len() {
                     self.news(index, news);
                 }
+            }
+            while let Some(index) = self.kills.pop_front() {
+                log::warn!("component {}: killed by order", self.places[index].name);
+                self.died(index);
             }
             while let Some((guest, order)) = self.orders.pop_front() {
                 self.guest_event(guest, Event::Order(order));
@@ -443,6 +465,8 @@ impl System {
             News::Exit => {
                 log::info!("component {}: exited", self.places[index].name);
                 self.take_down(index);
+                self.close(index);
+                self.tell_peers(index);
                 if let Some(guest) = guest {
                     self.guest_event(guest, Event::ComponentDied);
                 }
@@ -486,64 +510,5 @@ impl System {
             log::info!("guest {name}: {}", report::plain(detail));
         }
         self.guest_event(guest, Event::Stopped(reason));
-    }
-
-    fn faults(&mut self, bits: u64) {
-        for index in 0..self.places.len() {
-            if bits & 1 << (index % FAULT_BITS) == 0 {
-                continue;
-            }
-            let place = &self.places[index];
-            let Some(instance) = &place.instance else {
-                continue;
-            };
-            let component = &self.manifest.components[place.component];
-            if Self::is_console(component) {
-                // Its ring leads nowhere now.
-                sdk::logging::set_direct(serial::write);
-            }
-            let file = format!("symbols/{}", component.name);
-            let symbols = self
-                .tools
-                .archive
-                .file(&file)
-                .map_or(&[][..], |(_, bytes)| bytes);
-            if report::faults(&place.name, instance, symbols, &mut self.tools.window) {
-                self.died(index);
-            }
-        }
-    }
-
-    /// An instance is of no use any more: takes it down, and starts it again if it is to be.
-    fn died(&mut self, index: usize) {
-        self.take_down(index);
-        if let Some(guest) = self.places[index].guest {
-            return self.guest_event(guest, Event::ComponentDied);
-        }
-        let component = &self.manifest.components[self.places[index].component];
-        if component.restart == Restart::Always {
-            let now = sdk::time::now();
-            let place = &mut self.places[index];
-            let window = self
-                .tools
-                .info
-                .tsc_khz
-                .saturating_mul(1000 * RESTART_SECONDS);
-            if now.saturating_sub(place.first_restart) > window {
-                place.first_restart = now;
-                place.restarts = 0;
-            }
-            place.restarts += 1;
-            if place.restarts <= RESTARTS {
-                log::info!("component {}: restarted", place.name);
-                self.start_component(index);
-            } else {
-                log::error!(
-                    "component {}: stays down after {RESTARTS} restarts in {RESTART_SECONDS} s",
-                    place.name
-                );
-            }
-        }
-        self.start();
     }
 }
