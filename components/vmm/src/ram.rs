@@ -155,6 +155,10 @@ impl Ram {
     #[cold]
     #[inline(never)]
     fn find_special(&self, gfn: u64) -> Option<u64> {
+        // The number that stands for nowhere is one that a guest can name.
+        if gfn == NOWHERE {
+            return None;
+        }
         self.special_at
             .iter()
             .position(|at| at.load(Ordering::Relaxed) == gfn)

@@ -59,6 +59,19 @@ fn special_frames_are_reached_by_both_addresses() {
 }
 
 #[test]
+fn no_frame_number_means_a_special_frame_that_is_mapped_nowhere() {
+    let ram = ram(0x4000, 2);
+    // All bits of the filter are set, so that every look-up gets past it.
+    for gfn in 0x100..0x400 {
+        ram.set_special(1, Some(gfn));
+    }
+    ram.set_special(1, None);
+    for gfn in [0, 0x100, 0x3ff, u64::MAX - 1, u64::MAX] {
+        assert_eq!(ram.special_of(gfn), None, "{gfn:#x}");
+    }
+}
+
+#[test]
 fn every_change_of_what_is_where_is_a_new_layout() {
     let ram = ram(0x4000, 2);
     let mut known = std::vec![ram.layout()];
