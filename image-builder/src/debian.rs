@@ -98,6 +98,14 @@ impl Cache {
         Ok(path)
     }
 
+    /// The folder that a package unpacks to, with at least `part` (`./usr/lib`) of it.
+    pub fn folder(&self, package: &str, suite: Option<&str>, part: &str) -> Result<PathBuf> {
+        let resolved = self.resolved(package, suite, || {
+            Ok((package.to_owned(), candidate(package, suite)?))
+        })?;
+        self.unpacked(&resolved, part)
+    }
+
     /// Package and version. Where apt cannot say, what was fetched the last time.
     fn resolved(
         &self,

@@ -35,14 +35,16 @@ pub fn busybox(busybox: &[u8]) -> Vec<u8> {
 }
 
 /// A cpio archive in the "newc" format (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
-#[derive(Default)]
-struct Cpio {
+#[derive(Debug, Default)]
+pub struct Cpio {
     bytes: Vec<u8>,
     inode: u32,
 }
 
 impl Cpio {
-    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
+    /// Appends a file, a folder, a symbolic link (`content` is its target) or a device node, as the
+    /// type in `mode` says (S_IFMT). Folders come before what is in them.
+    pub fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
         self.inode += 1;
         let fields = [
             self.inode,
@@ -75,7 +77,8 @@ impl Cpio {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    /// The whole archive.
+    pub fn finish(mut self) -> Vec<u8> {
         self.inode = 0;
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
