@@ -224,6 +224,13 @@ impl<M: Machine> Kernel<M> {
         let now = self.machine.now();
         self.charge(cpu, now);
         self.cpus[cpu].current = Ref::NULL;
+        let end = self.cpus[cpu].slice_end;
+        if let Some(t) = self.arena.get_mut(current)
+            && end != u64::MAX
+        {
+            // A new turn each time would starve its equals.
+            t.turn_left = end.saturating_sub(now);
+        }
         if !self.throttle(current, now) {
             self.push(current, !due);
         }
@@ -268,16 +275,16 @@ impl<M: Machine> Kernel<M> {
                 Some(s) if s.budget < s.period => s.remaining,
                 _ => u64::MAX,
             };
+            let mut turn = self.slice;
             if let Some(t) = self.arena.get_mut(thread) {
                 t.state = State::Running;
+                if t.turn_left != 0 {
+                    turn = turn.min(core::mem::take(&mut t.turn_left));
+                }
             }
             let state = &mut self.cpus[cpu];
             let alone = state.queues[priority].head.is_null();
-            let slice = if alone {
-                budget
-            } else {
-                budget.min(self.slice)
-            };
+            let slice = if alone { budget } else { budget.min(turn) };
             state.slice_end = now.saturating_add(slice);
             state.charged = now;
             state.current = thread;

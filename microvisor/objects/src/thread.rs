@@ -95,6 +95,8 @@ pub struct Thread {
     pub(crate) fault_address: u64,
     /// `Report::refused`.
     pub(crate) refused: [u64; 3],
+    /// What is left of its turn, when something more urgent ended it early; else 0.
+    pub(crate) turn_left: u64,
 }
 
 // SAFETY: `repr(C)`, plain words and `repr(u8)` enums and bools with a zero variant, well below

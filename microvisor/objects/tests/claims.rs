@@ -279,6 +279,26 @@ fn equals_share_a_cpu_by_slices() {
 }
 
 #[test]
+fn a_turn_that_something_urgent_interrupts_does_not_begin_anew() {
+    let mut w = World::new();
+    let urgent = w.thread(520, 0, 20);
+    w.ok(Call::ThreadControl, &[520, 1]);
+    let other = w.thread(510, 0, 15);
+    assert_eq!(w.turn(), w.root);
+    for now in [300, 600, 900] {
+        w.seen.now.set(now);
+        w.ok(Call::ThreadControl, &[520, 0]);
+        assert_eq!(w.turn(), urgent);
+        w.ok(Call::ThreadControl, &[520, 1]);
+        assert_eq!(w.turn(), w.root);
+    }
+    w.seen.now.set(1001);
+    assert_eq!(w.turn(), other);
+    w.seen.now.set(2002);
+    assert_eq!(w.turn(), w.root);
+}
+
+#[test]
 fn a_spent_budget_parks_a_thread_until_its_period_ends() {
     let mut w = World::new();
     let ram = w.ram();
