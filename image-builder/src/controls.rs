@@ -120,6 +120,12 @@ pub const CONTROLS: &[Control] = &[
         claim: "vector_registers_are_out_of_reach",
     },
     Control {
+        name: "release",
+        file: "microvisor/src/glue.rs",
+        off: "a guest's registers leave the CPU before another thread runs there",
+        claim: "the_cpus_registers_hold_nobody_elses_values",
+    },
+    Control {
         name: "registers",
         file: "microvisor/src/virt/fpu.rs",
         off: "a vCPU's vector and x87 registers replace the last one's",

@@ -191,7 +191,8 @@ impl Machine for Hardware {
         let request = REQUEST.load(Ordering::Relaxed) + 1;
         // Also keeps the entries cleared so far before the look at who has them.
         REQUEST.store(request, Ordering::SeqCst);
-        let alone = cfg!(control = "shootdown") && matches!(flush, Flush::HostPage { .. });
+        let alone = cfg!(control = "shootdown")
+            && matches!(flush, Flush::HostPage { .. } | Flush::Everything);
         let mut asked = 0u64;
         for index in (0..cpu::count()).filter(|&index| index != cpu::index() && !alone) {
             if let Some(other) = cpu::other(index)

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use image_builder::controls::Control;
 use image_builder::debian;
 use image_builder::image::{self, Image, Order};
 use image_builder::qemu::{Machine, Medium};
@@ -34,9 +35,24 @@ impl Machines {
         self.only.as_deref().is_none_or(|only| title.contains(only))
     }
 
-    /// `build/suite`.
+    /// Machines whose images are built with a check off.
+    pub fn control(&self, control: &'static Control) -> Self {
+        let mut workspace = self.workspace.clone();
+        workspace.control = Some(control);
+        Machines {
+            workspace,
+            built: Vec::new(),
+            only: None,
+        }
+    }
+
+    /// `build/suite`, or a folder in it for images with a check off.
     pub fn folder(&self) -> PathBuf {
-        self.workspace.root.join("build").join("suite")
+        let folder = self.workspace.root.join("build").join("suite");
+        match self.workspace.control {
+            None => folder,
+            Some(control) => folder.join(format!("control-{}", control.name)),
+        }
     }
 
     /// The image of `systems/<name>.toml`, for QEMU's direct way to boot.

@@ -5,3 +5,6 @@ use crate::report::Report;
 
 /// Runs the claims.
 pub fn run(_machines: &mut Machines, _report: &mut Report) {}
+
+/// Claims that controls can try: by name, on images built with a check off.
+pub const EXPERIMENTS: &[(&str, super::controls::Experiment)] = &[];

@@ -14,11 +14,9 @@ mod guests;
 use crate::machines::Machines;
 use crate::report::Report;
 
-/// Runs the group; with `controls` also every test that must fail.
+/// Runs the group; with `controls` all tests that must fail instead of the quick ones.
 pub fn run(machines: &mut Machines, report: &mut Report, controls: bool) {
     components::run(machines, report);
     guests::run(machines, report);
-    if controls {
-        controls::run(machines, report);
-    }
+    controls::run(machines, report, controls);
 }
