@@ -1,6 +1,6 @@
 //! Memory: retype, mapping and what happens when a capability goes away.
 
-use crate::id::{PhysAddr, Ref};
+use crate::id::{FrameKind, PhysAddr, Ref};
 use crate::kernel::Kernel;
 use crate::machine::{Flush, Machine};
 use crate::slot::{Slot, SlotRef, flag};
@@ -396,7 +396,8 @@ impl<M: Machine> Kernel<M> {
             count: count as u16,
         };
         let vcpu = Ref::<Vcpu>::from_raw(cap.space);
-        if self.arena.get(vcpu).is_some() {
+        // The tag tells which of the two it was granted to: it is the same word.
+        if vcpu.tag() as u8 == FrameKind::Vcpu as u8 && self.arena.alive(vcpu) {
             self.machine
                 .vcpu_grant_ports(vcpu.area(), first as u16, count as u32, false);
             return self.owe(Flush::Quiesce);
