@@ -72,7 +72,8 @@ impl<T> KernelLock<T> {
     /// Takes the lock if nobody has it. Answers no flush.
     #[inline(always)]
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
-        (!self.held.swap(true, Ordering::Acquire)).then_some(Guard(self))
+        // A guard is made only if the lock was taken: dropping one gives it back.
+        (!self.held.swap(true, Ordering::Acquire)).then(|| Guard(self))
     }
 
     #[cold]
