@@ -39,15 +39,14 @@ impl Arena {
         Ok(SlotRef(home(space).0 + slot))
     }
 
-    /// Kind and object of a slot, readable without the kernel lock.
+    /// Kind, rights and object of a slot, readable without the kernel lock.
     #[inline]
-    pub(crate) fn peek(&self, slot: SlotRef) -> (u8, u64) {
+    pub(crate) fn peek(&self, slot: SlotRef) -> (u8, Rights, u64) {
         let addr = slot.addr();
         let kind = self.read(addr.add(core::mem::offset_of!(Slot, kind) as u64));
-        (
-            kind,
-            self.read(addr.add(core::mem::offset_of!(Slot, object) as u64)),
-        )
+        let rights = self.read(addr.add(core::mem::offset_of!(Slot, rights) as u64));
+        let object = self.read(addr.add(core::mem::offset_of!(Slot, object) as u64));
+        (kind, Rights(rights), object)
     }
 
     /// Makes a capability space of `frames` frames at `at`.
@@ -111,8 +110,10 @@ impl<M: Machine> Kernel<M> {
         rights: Rights,
     ) -> Result<Ref<T>, Status> {
         let slot = self.cap_of(thread, word, kind, rights)?;
-        let object = self.arena.slot(slot).object::<T>();
-        if self.arena.alive(object) {
+        let cap = self.arena.slot(slot);
+        let object = cap.object::<T>();
+        // A space that is being emptied takes nothing in any more.
+        if self.arena.alive(object) && !cap.has_flag(flag::DYING) {
             Ok(object)
         } else {
             Err(Status::InvalidCap)
@@ -166,7 +167,8 @@ impl<M: Machine> Kernel<M> {
             kind,
             rights: cap.rights,
             order: cap.order,
-            mapped: cap.has_flag(flag::MAPPED),
+            // To something that exists: an address space, or whoever has the ports.
+            mapped: cap.has_flag(flag::MAPPED) && self.arena.alive(Ref::<()>::from_raw(cap.space)),
             number,
             more,
         }
@@ -181,7 +183,7 @@ impl<M: Machine> Kernel<M> {
     ) -> Result<(), Status> {
         let mut cap = *self.arena.slot(source);
         cap.rights = cap.rights.and(rights);
-        cap.flags &= flag::DEVICE;
+        cap.flags &= flag::DEVICE | flag::DYING;
         cap.space = 0;
         cap.address = 0;
         if matches!(cap.kind(), Kind::Memory | Kind::Tables) {
@@ -206,7 +208,7 @@ impl<M: Machine> Kernel<M> {
             true => rights,
             false => cap.rights.and(rights),
         };
-        child.flags &= flag::DEVICE;
+        child.flags &= flag::DEVICE | flag::DYING;
         child.space = 0;
         child.address = 0;
         match cap.kind() {

@@ -12,7 +12,7 @@ use crate::slot::SlotRef;
 use crate::thread::{State, Thread};
 use microvisor_abi::message::{CAPS_MAX, MessageInfo, RECEIVE_SLOTS, SEND_SLOTS};
 use microvisor_abi::thread::Registers;
-use microvisor_abi::{FOREVER, Rights, Status};
+use microvisor_abi::{FOREVER, Kind, Rights, Status};
 
 /// Messages whose capabilities a receiver could not take that one `Receive` turns away before it
 /// asks to be called again.
@@ -196,6 +196,10 @@ impl<M: Machine> Kernel<M> {
             let seen = moves.iter().take(index).any(|m| m.1 == target);
             if self.arena.slot(source).is_empty() {
                 return Err(Status::InvalidCap);
+            }
+            if matches!(self.arena.slot(source).kind(), Kind::Memory | Kind::Tables) {
+                // There is only one name for these; `derive` would refuse it half-way.
+                return Err(Status::WrongKind);
             }
             if seen || !self.arena.slot(target).is_empty() {
                 return Err(Status::CapsRefused);

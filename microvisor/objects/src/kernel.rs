@@ -255,8 +255,14 @@ impl<M: Machine> Kernel<M> {
                 let ports = self.cap_of(me, a[0], Kind::IoPorts, Rights::USE)?;
                 let to = self.cap(me, a[1])?;
                 match self.arena.slot(to).kind() {
-                    Kind::Thread => self.grant_ports(ports, self.arena.slot(to).object())?,
-                    Kind::Vcpu => self.grant_ports_to_vcpu(ports, self.arena.slot(to).object())?,
+                    Kind::Thread => {
+                        let to = self.object(me, a[1], Kind::Thread, Rights::USE)?;
+                        self.grant_ports(ports, to)?
+                    }
+                    Kind::Vcpu => {
+                        let to = self.object(me, a[1], Kind::Vcpu, Rights::USE)?;
+                        self.grant_ports_to_vcpu(ports, to)?
+                    }
                     _ => return Err(Status::WrongKind),
                 }
                 ok
@@ -405,7 +411,7 @@ impl<M: Machine> Kernel<M> {
                 let vcpu = t.vcpu;
                 #[cfg(not(control = "cancel"))]
                 self.unblock(thread, Status::Cancelled);
-                if !vcpu.is_null() {
+                if self.arena.alive(vcpu) {
                     self.vcpu_control(me, vcpu, microvisor_abi::vcpu::Op::Poke as u64, 0, 0)?;
                 }
             }
@@ -471,8 +477,8 @@ impl<M: Machine> Kernel<M> {
                 Ok(())
             }
             Role::Faults => {
-                let slot = self.cap_of(me, what, Kind::Notification, Rights::SIGNAL)?;
-                let (note, bits) = (self.arena.slot(slot).object(), self.arena.slot(slot).extra);
+                let note = self.object(me, what, Kind::Notification, Rights::SIGNAL)?;
+                let bits = self.arena.slot(self.cap(me, what)?).extra;
                 let thread: Ref<Thread> = self.object(me, to, Kind::Thread, Rights::USE)?;
                 let t = self.arena.get_mut(thread).ok_or(Status::InvalidCap)?;
                 t.fault_note = note;
@@ -508,8 +514,8 @@ impl<M: Machine> Kernel<M> {
                 if to == 0 {
                     return self.bind_line(owner, Ref::NULL, 0);
                 }
-                let slot = self.cap_of(me, to, Kind::Notification, Rights::SIGNAL)?;
-                let (note, bits) = (self.arena.slot(slot).object(), self.arena.slot(slot).extra);
+                let note = self.object(me, to, Kind::Notification, Rights::SIGNAL)?;
+                let bits = self.arena.slot(self.cap(me, to)?).extra;
                 self.bind_line(owner, note, if bits != 0 { bits } else { 1 })
             }
             Role::Server => {

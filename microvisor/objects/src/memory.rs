@@ -74,8 +74,9 @@ impl<M: Machine> Kernel<M> {
         if device && !matches!(kind, Kind::Frame | Kind::Memory) {
             return Err(Status::InvalidArgument);
         }
-        if !self.arena.has_children(memory) {
-            // Nothing made of it is left: all of it may be used again, and none of it is zero.
+        if !self.arena.has_children(memory) && self.arena.slot(memory).mark >> 32 == 0 {
+            // Nothing made of it is left, nor being made: all of it may be used again, and none of it
+            // is zero.
             self.arena.slot_mut(memory).mark = 0;
         }
         let mut done = 0;

@@ -61,13 +61,16 @@ impl Arena {
     ) -> Result<Ref<Vcpu>, Status> {
         let t = self.get(thread).ok_or(Status::InvalidCap)?;
         let slot = self.slot_in(t.caps, slot)?;
-        let (kind, object) = self.peek(slot);
+        let (kind, rights, object) = self.peek(slot);
         if kind != Kind::Vcpu as u8 {
             return Err(if kind == 0 {
                 Status::InvalidCap
             } else {
                 Status::WrongKind
             });
+        }
+        if !rights.has(Rights::USE) {
+            return Err(Status::NoRight);
         }
         let vcpu = Ref::<Vcpu>::from_raw(object);
         let v = self.get(vcpu).ok_or(Status::InvalidCap)?;
