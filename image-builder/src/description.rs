@@ -32,6 +32,8 @@ pub struct Description {
     pub components: Vec<Component>,
     /// `[[guest]]`.
     pub guests: Vec<Guest>,
+    /// `[[forbid]]`.
+    pub forbids: Vec<Forbid>,
 }
 
 impl Description {
@@ -142,6 +144,21 @@ pub struct Guest {
     pub vmm: At<String>,
     /// Which console; empty for none.
     pub console: At<String>,
+}
+
+/// `[[forbid]]`: what a component must not reach.
+#[derive(Clone, Debug, Default)]
+pub struct Forbid {
+    /// Who: a component, one of its copies (`vmm-linux`), or `*` for all but root.
+    pub component: At<String>,
+    /// Guests whose memory and vCPUs it must not hold.
+    pub guests: Vec<At<String>>,
+    /// Components that it must not call, nor have called by others that it calls.
+    pub components: Vec<At<String>>,
+    /// First port and count, none of which it may have.
+    pub ports: Vec<At<(u16, u16)>>,
+    /// ISA lines that it must not have.
+    pub interrupts: Vec<At<u32>>,
 }
 
 /// Where a file comes from.

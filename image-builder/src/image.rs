@@ -9,11 +9,12 @@ use anyhow::{Context, Result, bail};
 use idl::manifest::Manifest;
 
 use crate::archive::{self, Contents};
+use crate::audit::Graph;
 use crate::debian::Cache;
 use crate::description::{At, Component, Description, Input, ROOT};
 use crate::progress::{say, step};
 use crate::workspace::{CORE, Flavour, Workspace};
-use crate::{disk, elf, initramfs, iso, manifest, packages, read, rules, symbols, verify};
+use crate::{disk, elf, forbid, initramfs, iso, manifest, packages, read, rules, symbols, verify};
 
 /// No kernel unpacks to more than this.
 const UNPACKED_MAX: u64 = 512 << 20;
@@ -69,6 +70,10 @@ pub fn check(workspace: &Workspace, system: &Path) -> Result<Description> {
         )
     })?;
     rules::judge(&description, &workspace.packages, &mut problems);
+    if problems.list().is_empty() {
+        let graph = Graph::of(&manifest::manifest(&description));
+        forbid::judge(&description.forbids, &graph, &mut problems);
+    }
     Ok(problems.into_result(description)?)
 }
 

@@ -9,6 +9,8 @@
 //! | [`elf`], [`symbols`], [`verify`] | what is made of a program |
 //! | [`manifest`], [`archive`] | what the core and root read |
 //! | [`iso`], [`disk`], [`gpt`], [`grub`] | media that boot on BIOS and UEFI |
+//! | [`inspect`], [`medium`], [`iso9660`], [`fat`] | what is in an image |
+//! | [`audit`], [`draw`], [`forbid`] | who can reach what, and must not |
 //! | [`qemu`], [`packages`] | what runs it |
 //! | [`controls`] | builds with a check off, for tests that must fail |
 //!
@@ -17,17 +19,24 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod audit;
 pub mod controls;
 pub mod debian;
 pub mod description;
 pub mod disk;
+pub mod draw;
 pub mod elf;
+pub mod fat;
+pub mod forbid;
 pub mod gpt;
 pub mod grub;
 pub mod image;
 pub mod initramfs;
+pub mod inspect;
 pub mod iso;
+pub mod iso9660;
 pub mod manifest;
+pub mod medium;
 pub mod packages;
 pub mod problem;
 pub mod progress;

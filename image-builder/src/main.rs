@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use image_builder::audit::Graph;
 use image_builder::controls::{CONTROLS, Control};
 use image_builder::description::Input;
 use image_builder::image::{self, Image, Order};
 use image_builder::progress::say;
 use image_builder::qemu::{GUEST_FAILED, Machine, Medium, POWERED_OFF, gdb};
 use image_builder::workspace::Workspace;
-use image_builder::{debian, packages, read};
+use image_builder::{debian, draw, forbid, inspect, manifest, packages, read};
 
 /// Builds bootable systems from a description, and runs them in QEMU.
 #[derive(Parser)]
@@ -80,11 +81,40 @@ enum Verb {
         #[arg(long)]
         icount: bool,
     },
+    /// Says what is in an image (boot archive, ISO or raw disk): files with sizes and hashes,
+    /// components and their rights, guests and their kernels. Fails if it does not fit together.
+    Inspect {
+        /// The image, for instance build/linux/archive.
+        image: PathBuf,
+        /// As one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Says who can reach what: memory, ports, interrupts, files, and whom to call.
+    Audit {
+        /// A description or an image; the example if absent.
+        system: Option<PathBuf>,
+        /// As a table of rights, for Graphviz, or as a picture.
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+        /// Fail if a [[forbid]] of this description is broken. A description's own rules always
+        /// count.
+        #[arg(long, value_name = "FILE")]
+        rules: Option<PathBuf>,
+    },
     /// Says everything that is wrong with a description, with lines and advice.
     Check {
         #[command(flatten)]
         system: SystemFile,
     },
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Format {
+    #[default]
+    Text,
+    Dot,
+    Svg,
 }
 
 #[derive(Args)]
@@ -156,6 +186,46 @@ fn run(verb: Verb) -> Result<ExitCode> {
                     control.name, control.file, control.off
                 );
                 println!("{:14} fails: {}", "", control.claim);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Inspect { image, json } => {
+            let contents = inspect::inspect(&read_image(&image)?)
+                .with_context(|| format!("{} cannot be inspected", image.display()))?;
+            if json {
+                println!("{:#}", contents.json());
+            } else {
+                print!("{contents}");
+            }
+            Ok(match contents.problems.is_empty() {
+                true => ExitCode::SUCCESS,
+                false => ExitCode::FAILURE,
+            })
+        }
+        Verb::Audit {
+            system,
+            format,
+            rules,
+        } => {
+            let path = SystemFile { system }.path(&workspace);
+            let manifest = if path.extension().is_some_and(|end| end == "toml") {
+                manifest::manifest(&image::check(&workspace, &path)?)
+            } else {
+                inspect::inspect(&read_image(&path)?)
+                    .with_context(|| format!("{} cannot be audited", path.display()))?
+                    .manifest
+            };
+            let graph = Graph::of(&manifest);
+            match format {
+                Format::Text => print!("{graph}"),
+                Format::Dot => print!("{}", draw::dot(&graph)),
+                Format::Svg => print!("{}", draw::svg(&graph)),
+            }
+            if let Some(rules) = rules {
+                let (description, mut problems) = read::file(&rules)
+                    .with_context(|| format!("cannot read {}", rules.display()))?;
+                forbid::judge(&description.forbids, &graph, &mut problems);
+                problems.into_result(())?;
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -239,6 +309,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
             boot(&image, &machine)
         }
     }
+}
+
+fn read_image(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn boot(image: &Image, machine: &Machine) -> Result<ExitCode> {

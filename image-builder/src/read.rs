@@ -9,14 +9,14 @@ use std::path::Path;
 use idl::manifest::Restart;
 use toml::de::{DeTable, DeValue};
 
-use crate::description::{At, Component, Description, Guest, Input, Need, System};
+use crate::description::{At, Component, Description, Forbid, Guest, Input, Need, System};
 use crate::problem::{Problems, Source, nearest};
 
 const DEFAULTS: &str = include_str!("defaults.toml");
 /// The span of what is not in the user's file.
 pub const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
 
-const SECTIONS: &[&str] = &["system", "component", "guest"];
+const SECTIONS: &[&str] = &["system", "component", "guest", "forbid"];
 const SYSTEM: &[&str] = &["cpus", "memory", "exit"];
 const COMPONENT: &[&str] = &[
     "name",
@@ -37,6 +37,7 @@ const COMPONENT: &[&str] = &[
 const GUEST: &[&str] = &[
     "name", "kernel", "initrd", "cmdline", "memory", "vcpus", "cpus", "builder", "vmm", "console",
 ];
+const FORBID: &[&str] = &["component", "guests", "components", "ports", "interrupts"];
 const NEED: &[&str] = &["interface", "server"];
 const RESTART: &[&str] = &["times", "seconds"];
 
@@ -247,6 +248,10 @@ impl Reader {
             let guest = self.guest(table, span, into.system.cpus.value);
             into.guests.push(guest);
         }
+        for (table, span) in self.tables(document, "forbid") {
+            let forbid = self.forbid(table, span);
+            into.forbids.push(forbid);
+        }
     }
 
     fn tables<'a>(
@@ -344,9 +349,6 @@ impl Reader {
         if let Some(own) = own {
             self.unknown_keys(&table.what, own, COMPONENT);
         }
-        let words = |_: &mut Self, value: &DeValue<'_>, at: Range<usize>| {
-            value.as_str().map(|text| At::new(text.to_owned(), at))
-        };
         let priority = self.number(&table, "priority", 31, 10);
         let cpu = self.number(&table, "cpu", u64::from(u32::MAX), 0);
         let threads = self.number(&table, "threads", 16, 0);
@@ -360,27 +362,63 @@ impl Reader {
             cpu: At::new(cpu.value as u32, cpu.span),
             memory_bytes: self.size(&table, "memory", 1 << 20, 1 << 20),
             threads: At::new(threads.value as u32, threads.span),
-            serves: self.list(&table, "serves", "serves = [\"interface\"]", words),
+            serves: self.words(&table, "serves", "serves = [\"interface\"]"),
             needs: self.list(
                 &table,
                 "needs",
                 "needs = [\"interface\"] or needs = [{ interface = \"...\", server = \"...\" }]",
                 Self::need,
             ),
-            ports: self.list(
-                &table,
-                "ports",
-                "ports = [\"0x3f8+8\"]: first port and count",
-                |_, value, at| Some(At::new(port_range(value.as_str()?)?, at)),
-            ),
-            interrupts: self.list(&table, "interrupts", "interrupts = [4]", |_, value, at| {
-                Some(At::new(u32::try_from(integer(value)?).ok()?, at))
-            }),
+            ports: self.ports(&table),
+            interrupts: self.interrupts(&table),
             files: self.list(&table, "files", "files = [\"path\"]", |_, value, at| {
                 Some(At::new(Input::parse(value.as_str()?).ok()?, at))
             }),
             restart,
             name,
+        }
+    }
+
+    fn words(&mut self, table: &Table<'_>, key: &str, expected: &str) -> Vec<At<String>> {
+        self.list(table, key, expected, |_, value, at| {
+            value.as_str().map(|text| At::new(text.to_owned(), at))
+        })
+    }
+
+    fn ports(&mut self, table: &Table<'_>) -> Vec<At<(u16, u16)>> {
+        let expected = "ports = [\"0x3f8+8\"]: first port and count";
+        self.list(table, "ports", expected, |_, value, at| {
+            Some(At::new(port_range(value.as_str()?)?, at))
+        })
+    }
+
+    fn interrupts(&mut self, table: &Table<'_>) -> Vec<At<u32>> {
+        self.list(table, "interrupts", "interrupts = [4]", |_, value, at| {
+            Some(At::new(u32::try_from(integer(value)?).ok()?, at))
+        })
+    }
+
+    fn forbid(&mut self, own: &DeTable<'_>, span: Range<usize>) -> Forbid {
+        let table = Table {
+            what: "[[forbid]]".into(),
+            span: span.clone(),
+            own: Some(own),
+            defaults: None,
+        };
+        self.unknown_keys(&table.what, own, FORBID);
+        let component = self.string(&table, "component").unwrap_or_else(|| {
+            if own.get("component").is_none() {
+                let advice = "add component = \"...\": who must not; \"*\" for all";
+                self.problems.add(&span, "[[forbid]] says not whom", advice);
+            }
+            At::new("*".to_owned(), span.clone())
+        });
+        Forbid {
+            component,
+            guests: self.words(&table, "guests", "guests = [\"name\"]"),
+            components: self.words(&table, "components", "components = [\"name\"]"),
+            ports: self.ports(&table),
+            interrupts: self.interrupts(&table),
         }
     }
 
