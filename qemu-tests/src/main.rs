@@ -3,7 +3,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`host`], [`boot`], [`guests`], [`hostile`], [`size`], [`mod@bench`] | the groups |
+//! | [`host`], [`boot`], [`guests`], [`hostile`], [`restart`], [`size`], [`mod@bench`] | the groups |
 //! | [`session`] | a machine under test: type, wait, transcript |
 //! | [`machines`] | images, each built once |
 //! | [`report`] | claims, summary, skips |
@@ -19,9 +19,12 @@ mod host;
 mod hostile;
 mod machines;
 mod report;
+mod restart;
 mod rust_text;
 mod session;
+mod shares;
 mod size;
+mod xen;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -70,6 +73,10 @@ enum Group {
     Guests,
     /// Hostile components and guests.
     Hostile,
+    /// Components that die.
+    Restart,
+    /// Not run unless it is named: records anew what a real Xen answers to hostile guests.
+    Oracle,
     /// Lines and unsafe blocks of the core.
     Size,
     /// Instructions of single operations.
@@ -82,6 +89,7 @@ const ALL: &[Group] = &[
     Group::Boot,
     Group::Guests,
     Group::Hostile,
+    Group::Restart,
     Group::Bench,
 ];
 
@@ -119,7 +127,7 @@ fn run(cli: &Cli) -> Result<bool> {
     if groups.iter().any(|group| {
         matches!(
             group,
-            Group::Boot | Group::Guests | Group::Hostile | Group::Bench
+            Group::Boot | Group::Guests | Group::Hostile | Group::Oracle | Group::Restart | Group::Bench
         )
     }) {
         tools.push(packages::QEMU);
@@ -141,7 +149,9 @@ fn run(cli: &Cli) -> Result<bool> {
             Group::Host => host::run(&machines.workspace, &mut report),
             Group::Boot => boot::run(&mut machines, &mut report, cli.full),
             Group::Guests => guests::run(&mut machines, &mut report),
-            Group::Hostile => hostile::run(&mut machines, &mut report, cli.controls),
+            Group::Hostile => hostile::run(&mut machines, &mut report, cli.controls, cli.full),
+            Group::Restart => restart::run(&mut machines, &mut report),
+            Group::Oracle => xen::record::run(&mut machines, &mut report),
             Group::Size => size::run(&machines.workspace, &mut report),
             Group::Bench => bench::run(&mut machines, &mut report, cli.json),
         }

@@ -19,7 +19,7 @@ pub use call::{Arena, Call, Class, Domid, Nowhere, Pointer, Seed};
 /// Calls of one seed.
 pub const CALLS: u32 = 10_000;
 /// Calls between two returns to the known state.
-pub const BLOCK: u32 = 50;
+pub const BLOCK: u32 = 100;
 /// The registers that are tried: first and last of each range.
 pub const MSRS: [(u32, u32); 4] = [
     (0x0000_0000, 0x0000_1fff),
