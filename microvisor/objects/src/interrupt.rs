@@ -14,10 +14,10 @@ pub const LINES: usize = 64;
 /// One line's binding.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Line {
-    notification: Ref<Notification>,
-    bits: u64,
+    pub(crate) notification: Ref<Notification>,
+    pub(crate) bits: u64,
     /// The capability through which it was bound; losing that unbinds it.
-    owner: SlotRef,
+    pub(crate) owner: SlotRef,
 }
 
 impl Line {

@@ -474,6 +474,7 @@ impl<M: Machine> Kernel<M> {
                 if let Some(n) = self.arena.get_mut(note) {
                     n.thread = thread;
                 }
+                self.tell_pending(note);
                 Ok(())
             }
             Role::Faults => {
@@ -507,6 +508,7 @@ impl<M: Machine> Kernel<M> {
                 if let Some(n) = self.arena.get_mut(note) {
                     n.vcpu = vcpu;
                 }
+                self.tell_pending(note);
                 Ok(())
             }
             Role::Line => {

@@ -11,7 +11,7 @@
 //!
 //! `unsafe` is in `arena` (and its slot accessors) and in the one-line promises that object types
 //! make to it.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 
 pub mod arena;
 pub mod boot;
@@ -39,3 +39,9 @@ pub use id::{PhysAddr, Ref, VcpuArea};
 pub use kernel::{Config, Kernel};
 pub use machine::{Flush, GuestTables, Machine};
 pub use thread::Thread;
+
+#[cfg(test)]
+extern crate self as microvisor_objects;
+#[cfg(test)]
+#[path = "../tests/refinement/mod.rs"]
+mod refinement;

@@ -16,7 +16,7 @@ use microvisor_abi::{FOREVER, Status};
 pub struct Notification {
     /// Read without the lock by a CPU that is about to enter a guest.
     pub(crate) bits: AtomicU64,
-    head: Ref<Thread>,
+    pub(crate) head: Ref<Thread>,
     tail: Ref<Thread>,
     pub(crate) thread: Ref<Thread>,
     pub(crate) vcpu: Ref<Vcpu>,
@@ -70,6 +70,14 @@ impl<M: Machine> Kernel<M> {
             return;
         }
         self.interrupt_vcpu(vcpu);
+    }
+
+    /// Bits that were set before a thread or vCPU was bound reach it as if they were set now: it may
+    /// wait for them already.
+    pub(crate) fn tell_pending(&mut self, notification: Ref<Notification>) {
+        let bits = self.arena.get(notification).map(|n| &n.bits);
+        let bits = bits.map_or(0, |bits| bits.load(Ordering::SeqCst));
+        self.signal(notification, bits);
     }
 
     /// All bits, if any is set; they are cleared.

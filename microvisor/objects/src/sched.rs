@@ -39,8 +39,8 @@ unsafe impl Object for SchedContext {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Queue {
-    head: Ref<Thread>,
+pub(crate) struct Queue {
+    pub(crate) head: Ref<Thread>,
     tail: Ref<Thread>,
 }
 
@@ -48,12 +48,12 @@ struct Queue {
 #[derive(Debug)]
 pub struct Cpu {
     pub(crate) current: Ref<Thread>,
-    queues: [Queue; PRIORITIES],
+    pub(crate) queues: [Queue; PRIORITIES],
     occupied: u32,
     /// The thread with the earliest deadline; see `timer`.
     pub(crate) timers: Ref<Thread>,
     pub(crate) slice_end: u64,
-    charged: u64,
+    pub(crate) charged: u64,
 }
 
 impl Cpu {

@@ -122,3 +122,21 @@ fn a_slot_is_not_mapped_to_a_space_that_is_gone() {
     w.ok(Call::Delete, &[0, 500]);
     assert_eq!(mapped(&mut w), 0);
 }
+
+#[test]
+fn bits_set_before_a_notification_is_bound_reach_who_waits_already() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Endpoint, 0, 500, 1);
+    w.make(ram, Kind::Reply, 0, 501, 1);
+    w.make(ram, Kind::Notification, 0, 502, 1);
+    let server = w.thread(510, 0, 20);
+    assert_eq!(w.turn(), server);
+    let _ = w.call(Call::Receive, &[500, 501, FOREVER]);
+    assert_eq!(w.turn(), w.root);
+    w.ok(Call::Signal, &[502, 4]);
+    w.ok(Call::Bind, &[502, 510, Role::Messages as u64]);
+    assert_eq!(w.turn(), server);
+    let notification = MessageInfo::NOTIFICATION.0;
+    assert_eq!(w.results(server).1[..3], [0, notification, 4]);
+}

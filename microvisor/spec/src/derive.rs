@@ -78,7 +78,7 @@ impl State {
                 let inside = badge
                     .checked_add(size)
                     .is_some_and(|end| end <= 1 << *whole);
-                require(inside && badge % size == 0, Status::InvalidArgument)?;
+                require(inside && badge.is_multiple_of(size), Status::InvalidArgument)?;
                 *base += badge >> 12;
                 *whole = order as u8;
             }
@@ -92,11 +92,16 @@ impl State {
                 let inside = length != 0 && sub >= *first && sub + length <= *first + *count;
                 require(inside, Status::InvalidArgument)?;
                 (*first, *count) = (sub, length);
-                if *kind == Kind::Cpu {
-                    *highest = order.min(*highest);
-                }
             }
             _ => {}
+        }
+        if let What::Range {
+            kind: Kind::Cpu,
+            highest,
+            ..
+        } = &mut child.what
+        {
+            *highest = order.min(*highest);
         }
         self.may_have_child(source)?;
         self.insert(source, to, child);

@@ -166,31 +166,32 @@ impl State {
         Ok(())
     }
 
-    /// `PortsGrant(ports, to)`: user code of the thread may use the ports. One grant a capability; it
-    /// ends with the capability.
-    /// - `WrongKind`: `to` is neither thread nor vCPU; `Unsupported`: it is a vCPU.
-    /// - `AlreadyMapped`: this capability was granted to a thread that exists.
-    /// - `InvalidArgument`: too many ports for one grant.
+    /// `PortsGrant(ports, to)`: user code of the thread, or the guest of the vCPU, may use the ports.
+    /// One grant a capability; it ends with the capability. Of two grants to one vCPU that overlap,
+    /// the end of either closes what both have.
+    /// - `WrongKind`: `to` is neither thread nor vCPU.
+    /// - `AlreadyMapped`: this capability was granted to something that exists.
+    /// - `InvalidArgument`: too many ports for one grant to a thread.
     /// - `NoMemory`: the thread has as many ranges as it may have.
     pub(crate) fn ports_grant(&mut self, me: Frame, a: [u64; 6]) -> Checked<()> {
         let place = self.cap_of(me, a[0], Kind::IoPorts, Rights::USE)?;
         let to = self.cap(me, a[1])?;
-        match self.at(to).kind() {
-            Kind::Thread => {}
-            Kind::Vcpu => return Err(Status::Unsupported),
-            _ => return Err(Status::WrongKind),
-        }
-        let thread = self.object(me, a[1], Kind::Thread, Rights::USE)?;
+        let kind = self.at(to).kind();
+        let able = matches!(kind, Kind::Thread | Kind::Vcpu);
+        require(able, Status::WrongKind)?;
+        let to = self.object(me, a[1], kind, Rights::USE)?;
         let What::Range { first, count, .. } = self.at(place).what else {
             return Err(Status::WrongKind);
         };
         require(self.at(place).mapped.is_none(), Status::AlreadyMapped)?;
-        require(count <= PORTS_MAX, Status::InvalidArgument)?;
-        let ports = &mut self.thread_mut(thread).ports;
-        require(ports.len() < PORT_RANGES, Status::NoMemory)?;
-        ports.push((first, count));
-        ports.sort_unstable();
-        self.at_mut(place).mapped = Some((thread, 0));
+        if kind == Kind::Thread {
+            require(count <= PORTS_MAX, Status::InvalidArgument)?;
+            let ports = &mut self.thread_mut(to).ports;
+            require(ports.len() < PORT_RANGES, Status::NoMemory)?;
+            ports.push((first, count));
+            ports.sort_unstable();
+        }
+        self.at_mut(place).mapped = Some((to, 0));
         Ok(())
     }
 

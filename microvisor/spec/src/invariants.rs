@@ -466,12 +466,10 @@ pub fn nothing_dangles(s: &State) -> Holds {
             What::Tables { to, .. } => alive(to, Kind::AddressSpace),
             _ => true,
         };
-        let to = if cap.kind() == Kind::IoPorts {
-            Kind::Thread
-        } else {
-            Kind::AddressSpace
-        };
-        let mapped = alive(cap.mapped.map(|(to, _)| to), to);
+        let mapped = cap.mapped.is_none_or(|(to, _)| match cap.kind() {
+            Kind::IoPorts => s.threads.contains_key(&to) || s.vcpus.contains_key(&to),
+            _ => s.spaces.contains_key(&to),
+        });
         let lives = s.cap_spaces.contains_key(&place.space);
         holds(fine && mapped && lives, || {
             format!("{place:?} dangles: {cap:?}")

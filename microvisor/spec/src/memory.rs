@@ -184,12 +184,26 @@ impl State {
     /// - `WrongKind`: it names nothing that can be mapped.
     /// - `AlreadyMapped`: by this capability, elsewhere or here.
     /// - `Occupied`: something else is mapped there, or a table with something in it is.
-    /// - `NeedTable`: the pool has fewer tables than are missing; answers the level of the first.
+    /// - `NeedTable`: the pool has fewer tables than are missing; answers the level of the first, and
+    ///   0 with whatever else is wrong with the mapping.
     pub(crate) fn map(&mut self, me: u64, a: [u64; 6]) -> Checked<()> {
         let place = self.cap(me, a[0])?;
         let space = self.object(me, a[1], Kind::AddressSpace, Rights::USE)?;
-        let (address, flags) = (a[2], a[3]);
-        let (cap, kind) = (self.at(place), self.spaces[&space].kind);
+        let leaf = self.leaf(place, self.spaces[&space].kind, a[2], a[3]);
+        let entered = leaf.map_err(|status| (status, 0));
+        match entered.and_then(|leaf| self.enter(space, a[2], leaf)) {
+            Ok(()) => self.at_mut(place).mapped = Some((space, a[2])),
+            Err((status, level)) => {
+                self.thread_mut(me).words[0] = level;
+                return Err(status);
+            }
+        }
+        Ok(())
+    }
+
+    /// The translation that a capability allows at an address of a space of this kind.
+    fn leaf(&self, place: Place, kind: SpaceKind, address: u64, flags: u64) -> Checked<Leaf> {
+        let cap = self.at(place);
         let invalid = Status::InvalidArgument;
         let readable = flags <= 7 && flags & Map::READ != 0;
         require(readable, invalid)?;
@@ -230,14 +244,9 @@ impl State {
         let end = if host { USER_END } else { 1 << 48 };
         let size = 1u64 << leaf.order;
         let fits = address.checked_add(size).is_some_and(|last| last <= end);
-        require(fits && address % size == 0, invalid)?;
+        require(fits && address.is_multiple_of(size), invalid)?;
         require(cap.mapped.is_none(), Status::AlreadyMapped)?;
-        if let Err((status, level)) = self.enter(space, address, leaf) {
-            self.thread_mut(me).words[0] = level;
-            return Err(status);
-        }
-        self.at_mut(place).mapped = Some((space, address));
-        Ok(())
+        Ok(leaf)
     }
 
     /// Enters a leaf; otherwise status and level of the missing table.
@@ -400,7 +409,7 @@ impl State {
                 _ => {}
             }
             if cap.mapped.is_some_and(|(to, _)| to == object)
-                && matches!(kind, Kind::AddressSpace | Kind::Thread)
+                && matches!(kind, Kind::AddressSpace | Kind::Thread | Kind::Vcpu)
             {
                 cap.mapped = None;
             }

@@ -85,7 +85,7 @@ pub struct Cap {
     pub rights: u8,
     /// Made by `Retype` or at boot: the object lives as long as this capability.
     pub original: bool,
-    /// The mapping made with it: address space and address. Of `IoPorts`: the thread that has them.
+    /// The mapping made with it: address space and address. Of `IoPorts`: who has them.
     pub mapped: Option<(Frame, u64)>,
     /// What it was derived from.
     pub parent: Option<Place>,

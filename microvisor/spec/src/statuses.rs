@@ -172,7 +172,6 @@ pub const ANSWERS: &[(Call, &[Status])] = &[
             InvalidArgument,
             NoMemory,
             AlreadyMapped,
-            Unsupported,
         ],
     ),
     (Call::Inspect, &[Ok, InvalidCap, WrongKind, NoRight]),

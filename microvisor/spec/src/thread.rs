@@ -158,8 +158,8 @@ impl State {
 
     /// `Bind(what, to, role)`; `to` 0 unties. `InvalidArgument`: no such role.
     /// - `Time`: [`State::bind_time`].
-    /// - `Messages`: bits of the notification (`WAIT`) arrive where the thread receives. `Busy`: one
-    ///   of the two is bound so.
+    /// - `Messages`: bits of the notification (`WAIT`), those that are set already included, arrive
+    ///   where the thread receives. `Busy`: one of the two is bound so.
     /// - `Faults`: the notification (`SIGNAL`) gets its badge, or 1, when the thread faults. Replaces
     ///   what was there; cannot be untied.
     /// - `Run`: bits of the notification (`WAIT`) end runs of the vCPU. `Busy` as above.
@@ -188,6 +188,7 @@ impl State {
                 if let Some(note) = self.notifications.get_mut(&note) {
                     note.thread = thread;
                 }
+                self.signal(note, self.notifications[&note].bits);
                 Ok(())
             }
             Role::Faults => {

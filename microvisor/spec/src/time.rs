@@ -93,12 +93,11 @@ impl State {
         }
     }
 
+    /// Accounts the time that the current thread used; it stops being the current one.
     fn charge(&mut self, cpu: usize) {
-        let Some(thread) = self.cpus[cpu].current else {
-            return;
-        };
-        let used = self.now - std::mem::replace(&mut self.cpus[cpu].charged, self.now);
-        if self.is_limited(thread)
+        let used = self.now - std::mem::take(&mut self.cpus[cpu].charged);
+        if let Some(thread) = self.cpus[cpu].current.take()
+            && self.is_limited(thread)
             && let Some(sched) = self.thread(thread).sched
             && let Some(sched) = self.scheds.get_mut(&sched)
         {
@@ -126,13 +125,11 @@ impl State {
                     return;
                 }
                 self.charge(cpu);
-                self.cpus[cpu].current = None;
                 if !self.throttle(current) {
                     self.make_ready(current, !over);
                 }
             } else {
                 self.charge(cpu);
-                self.cpus[cpu].current = None;
                 if runs {
                     // Its address space is gone: there is nothing it could run on.
                     self.stop_with_fault(current, [14, 0, 0]);
@@ -189,7 +186,7 @@ impl State {
             let now = self.now;
             let state = &mut self.cpus[cpu];
             state.slice_end = now.saturating_add(slice);
-            state.charged = now;
+            state.charged = if budget == u64::MAX { 0 } else { now };
             state.current = Some(thread);
             return;
         }
@@ -221,7 +218,6 @@ impl State {
             Doing::Running => {
                 let cpu = self.thread(thread).cpu;
                 self.charge(cpu);
-                self.cpus[cpu].current = None;
             }
             _ => self.leave(thread),
         }
