@@ -164,7 +164,7 @@ cases! {
         invlpg In(13); "invlpg [rsp]";
         swapgs In(13); "swapgs";
         sysretq In(13); "mov rcx, rsp", "sysretq";
-        sysexitq In(13); "sysexitq";
+        sysexitq Either(6, 13); "sysexitq";
         vmrun In(13); "xor eax, eax", "vmrun rax";
         vmload In(13); "xor eax, eax", "vmload rax";
         vmsave In(13); "xor eax, eax", "vmsave rax";
@@ -174,7 +174,6 @@ cases! {
         skinit Either(6, 13); "xor eax, eax", "skinit eax";
         vmmcall In(6); "vmmcall";
         vmcall In(6); "vmcall";
-        vmxon Either(6, 13); "vmxon [rsp]";
         monitor Either(6, 13); "mov rax, rsp", "xor ecx, ecx", "xor edx, edx", "monitor";
         mwait Either(6, 13); "xor eax, eax", "xor ecx, ecx", "mwait";
         rsm Either(6, 13); "rsm";

@@ -16,7 +16,7 @@ const BEAT: u64 = 250;
 /// Beats after which it judges, and milliseconds between two that are too many. Its turn comes
 /// after 10 ms; the rest is for an emulator on a busy machine.
 const BEATS: u64 = 40;
-const STARVED: u64 = 5000;
+const STARVED: u64 = 12_000;
 /// Words of memory that it keeps an eye on.
 const WORDS: usize = 4096;
 

@@ -4,7 +4,7 @@ use sdk::prelude::*;
 
 /// Milliseconds after which it pauses once, so that a system in which it starves everybody can
 /// still say so.
-const LOOP: u64 = 15_000;
+const LOOP: u64 = 30_000;
 
 /// Plays the role.
 pub fn spin(_env: &Env) {
