@@ -4,8 +4,9 @@
 use core::fmt;
 
 use crate::layout::{
-    ARGUMENT_BYTES, ARGUMENTS, HOLE, HOLE_PAGES, LAPIC, LISTS, NON_CANONICAL, NOT_PRESENT, PAGE,
-    PLAYGROUND, PLAYGROUND_PAGES, READ_ONLY, UNMAPPED, UPPER_HALF,
+    ARGUMENT_BYTES, ARGUMENTS, HOLE, HOLE_PAGES, LAPIC, LISTS, NON_CANONICAL,
+    NON_CANONICAL_ARGUMENTS, NOT_PRESENT, PAGE, PLAYGROUND, PLAYGROUND_PAGES, READ_ONLY, UNMAPPED,
+    UPPER_HALF,
 };
 use crate::operations;
 use crate::random::Random;
@@ -47,6 +48,8 @@ pub enum Pointer {
     ReadOnly,
     /// Not present, not mapped, in the kernel's half, no address at all.
     Unmapped,
+    /// No address, but for its upper bits that of arguments.
+    NonCanonical,
     /// Mapped, but to a place without RAM.
     Hole,
     /// To the local APIC.
@@ -115,6 +118,7 @@ impl fmt::Display for Class {
             Pointer::Null => " null",
             Pointer::ReadOnly => " read-only",
             Pointer::Unmapped => " unmapped",
+            Pointer::NonCanonical => " non-canonical",
             Pointer::Hole => " hole",
             Pointer::Device => " device",
             Pointer::Garbage => " garbage",
@@ -332,7 +336,7 @@ impl<A: Arena> Draft<'_, A> {
     pub(crate) fn pointer(&mut self, size: u64, delicate: bool) -> (u64, Pointer, Option<u64>) {
         let good = |at| (at, Some(at));
         let kind = match self.random.below(32) {
-            24 | 25 if delicate => 26,
+            24 | 25 | 30 if delicate => 26,
             kind => kind,
         };
         let (pointer, (value, at)) = match kind {
@@ -371,7 +375,12 @@ impl<A: Arena> Draft<'_, A> {
                 (Pointer::Hole, (hole, None))
             }
             29 => (Pointer::Device, (LAPIC + self.random.below(4) * 0x30, None)),
-            _ => (Pointer::Garbage, (self.random.next() | 1 << 62, None)),
+            30 => {
+                let at = NON_CANONICAL_ARGUMENTS + self.random.below(64) * 256;
+                (Pointer::NonCanonical, (at, None))
+            }
+            // In the upper half, without or with the bits that belong to it: nothing is mapped.
+            _ => (Pointer::Garbage, (self.random.next() | 1 << 47, None)),
         };
         debug_assert!(at.is_none_or(|at| at + (FILLED as u64) < ARGUMENTS + ARGUMENT_BYTES));
         (value, pointer, at)

@@ -24,11 +24,11 @@ pub const GRANT_TABLE: u64 = AREAS + 3 * PAGE;
 /// Pages that calls may take away, replace and give back.
 pub const PLAYGROUND: u64 = 34 << 20;
 /// How many.
-pub const PLAYGROUND_PAGES: u64 = 32;
+pub const PLAYGROUND_PAGES: u64 = 16;
 /// Pages without RAM that calls may map something at.
 pub const HOLE: u64 = 256 << 20;
 /// How many.
-pub const HOLE_PAGES: u64 = 32;
+pub const HOLE_PAGES: u64 = 8;
 /// The log.
 pub const LOG: u64 = 36 << 20;
 /// First address past it.
@@ -43,7 +43,10 @@ pub const NOT_PRESENT: u64 = ODD + PAGE;
 pub const UNMAPPED: u64 = 4 << 30;
 /// In the kernel's half, unmapped.
 pub const UPPER_HALF: u64 = 0xffff_8800_0000_0000;
-/// Not an address that a pointer may hold.
-pub const NON_CANONICAL: u64 = 0x8000_0000_0000_0000;
+/// Not an address that a pointer may hold. Without the bits that make it so it would be one of the
+/// kernel's half, or, as the second, in the argument area: Xen's page walk ignores them.
+pub const NON_CANONICAL: u64 = 0x0010_8800_0000_0000;
+/// See [`NON_CANONICAL`].
+pub const NON_CANONICAL_ARGUMENTS: u64 = 0x8000_0000_0000_0000 | ARGUMENTS;
 /// The local APIC's page.
 pub const LAPIC: u64 = 0xfee0_0000;
