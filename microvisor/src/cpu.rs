@@ -53,6 +53,8 @@ pub struct Cpu {
     pub armed: u64,
     /// This CPU's trace ring.
     pub trace: Trace,
+    /// Address of what `virt` keeps for this CPU, 0 if no guests can run.
+    pub virt: u64,
     /// Local APIC id.
     pub apic_id: u32,
     /// The number of the last flush that this CPU was asked for.

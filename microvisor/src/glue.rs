@@ -21,7 +21,7 @@ use microvisor_abi::vcpu::State;
 use microvisor_abi::{Call, FRAME, Status};
 use microvisor_objects::boot::Resources;
 use microvisor_objects::vcpu::Vcpu;
-use microvisor_objects::{Arena, Config, Kernel, PhysAddr, Ref, Thread};
+use microvisor_objects::{Arena, Config, Handover, Kernel, PhysAddr, Ref, Thread};
 
 /// The object graph. Guarded by its lock: everything but what `ARENA`'s users say.
 static KERNEL: KernelLock<Kernel<Hardware>> = KernelLock::new(Kernel::empty(Hardware));
@@ -35,9 +35,6 @@ const SLICE_MS: u64 = 10;
 pub extern "C" fn system_call(regs: *mut Registers) {
     // SAFETY: the stub passes the current thread's registers, which live as long as it is current.
     let (number, first) = unsafe { ((*regs).rax, (*regs).rdi) };
-    if (number == Call::Call as u64 || number == Call::ReplyReceive as u64) && message(number) {
-        return;
-    }
     cpu::trace(Kind::Call, number, first);
     if number == Call::VcpuRun as u64 {
         return vcpu_run(regs, first);
@@ -71,40 +68,55 @@ fn wait_to_call() -> Guard<'static, Kernel<Hardware>> {
     kernel
 }
 
-/// A message that ends in a handover to its other thread, which is the current one then. False:
-/// nothing was changed. Only without waiting for the lock, since waiting may answer a flush.
+/// `Call` of the current thread by the fast path, which goes on in user mode. Returns if nothing was
+/// done.
+pub extern "C" fn fast_call() {
+    message(Call::Call, Kernel::fast_call);
+}
+
+/// As [`fast_call`], `ReplyReceive`.
+pub extern "C" fn fast_reply_receive() {
+    message(Call::ReplyReceive, Kernel::fast_reply_receive);
+}
+
+/// Only without waiting for the lock, since waiting may answer a flush.
 #[inline(always)]
-fn message(number: u64) -> bool {
+fn message(call: Call, path: impl FnOnce(&mut Kernel<Hardware>, usize) -> Option<Handover>) {
     let Some(mut kernel) = KERNEL.try_lock() else {
-        return false;
+        return;
     };
     // SAFETY: this CPU's own data, and no other reference to these fields is held here.
     let this = unsafe { &mut *cpu::this() };
-    let done = if number == Call::Call as u64 {
-        kernel.fast_call(this.index)
-    } else {
-        kernel.fast_reply_receive(this.index)
+    let Some(next) = path(&mut kernel, this.index) else {
+        return;
     };
-    let Some(next) = done else { return false };
-    let thread = ARENA.get().pointer(next.thread.addr()).cast::<Thread>();
-    // SAFETY: the object code found the thread alive, and the lock is held.
-    let thread = unsafe { &*thread };
-    this.current_regs = (&raw const thread.regs).cast_mut();
+    this.current_regs = next.registers;
     this.thread = next.thread;
     this.last = next.thread;
-    if next.ports {
-        this.descriptors.set_ports(&thread.ports);
-    }
+    this.trace
+        .record(Kind::Message, next.registers as u64, call as u64);
+    // Threads of one space have no secrets from each other.
     if next.root != 0 {
-        hardware::switch_root(next.root);
+        into_space(kernel, next.root, next.registers);
     }
+    drop(kernel);
+    // SAFETY: the registers are those of the thread that is current now, and that entered by a
+    // system call. Nothing on this stack is needed.
+    unsafe { trap::sysret(next.registers) }
+}
+
+/// The rest of a handover to another space. The lock is held until the space is loaded: then nobody
+/// can have taken its tables away.
+#[inline(never)]
+fn into_space(kernel: Guard<'static, Kernel<Hardware>>, root: u64, registers: *mut Registers) -> ! {
+    hardware::load_root(root);
+    drop(kernel);
     if cfg!(not(control = "release")) {
         virt::release();
     }
     trap::clear_selectors();
-    drop(kernel);
-    cpu::trace(Kind::Message, next.thread.addr().0, number);
-    true
+    // SAFETY: as in `message`.
+    unsafe { trap::sysret(registers) }
 }
 
 /// An exception or interrupt in user mode.

@@ -4,7 +4,7 @@
 //! Only the holder of the kernel lock starts a flush, so there is one at a time. Every other CPU
 //! is in user mode, in a guest, idle (an interrupt reaches it), or waits for the lock (it polls).
 
-use crate::cpu::{self, Cpu};
+use crate::cpu;
 use crate::ring::Kind;
 use crate::{apic, ioapic, paging, time, virt};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -92,16 +92,21 @@ fn concerns(index: usize, flush: Flush) -> bool {
 /// Loads a table root if it is not loaded yet.
 #[inline(always)]
 pub fn switch_root(root: u64) {
-    let this: *mut Cpu = cpu::this();
+    // SAFETY: this CPU's own field.
+    if unsafe { (*cpu::this()).root } != root {
+        load_root(root);
+    }
+}
+
+/// Loads a table root.
+#[inline(always)]
+pub fn load_root(root: u64) {
     // SAFETY: roots come from address spaces, whose top half is the core's; `root` is this CPU's
-    // own field.
+    // own field. The store is visible before the load, which serialises: whoever cleared an entry
+    // and still sees the old root knows that nothing older is cached under the new one.
     unsafe {
-        if (*this).root != root {
-            // Visible before the load, which serialises: whoever cleared an entry and still sees
-            // the old root knows that nothing older is cached under the new one.
-            AtomicU64::from_ptr(&raw mut (*this).root).store(root, Ordering::Relaxed);
-            paging::load(root);
-        }
+        AtomicU64::from_ptr(&raw mut (*cpu::this()).root).store(root, Ordering::Relaxed);
+        paging::load(root);
     }
 }
 

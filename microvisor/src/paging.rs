@@ -3,12 +3,9 @@
 //! its 256 entries.
 
 use crate::boot::map::{PAGE, Ranges};
-use x86_64::PhysAddr;
-use x86_64::registers::control::{Cr3, Cr3Flags};
-use x86_64::structures::paging::PhysFrame;
 
 /// Where physical memory appears, never executable, supervisor only.
-pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
+pub const DIRECT_MAP: u64 = microvisor_objects::arena::DIRECT_MAP;
 /// Where registers of local and I/O APICs appear.
 pub const DEVICES: u64 = 0xffff_ff00_0000_0000;
 /// Where CPUs' stacks appear.
@@ -179,11 +176,6 @@ pub fn image_physical() -> (u64, u64) {
 /// Its top half must be the core's.
 #[inline(always)]
 pub unsafe fn load(root: u64) {
-    // SAFETY: see above; the address is a page-aligned physical address.
-    unsafe {
-        Cr3::write(
-            PhysFrame::from_start_address_unchecked(PhysAddr::new_truncate(root)),
-            Cr3Flags::empty(),
-        );
-    }
+    // SAFETY: see above; the address is a page-aligned physical address, and no CR3 flag is wanted.
+    unsafe { core::arch::asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) }
 }

@@ -9,6 +9,7 @@ use crate::cpu::Cpu;
 use crate::descriptor::{KERNEL_CODE, USER_CODE, USER_DATA};
 use core::arch::{asm, global_asm, naked_asm};
 use core::mem::offset_of;
+use microvisor_abi::Call;
 use microvisor_abi::thread::Registers;
 use x86_64::VirtAddr;
 use x86_64::instructions::tables::lidt;
@@ -53,11 +54,27 @@ unsafe extern "C" fn syscall_entry() {
         "mov [rsp + {rflags}], r11",
         "mov rdi, gs:[{scratch}]",
         "mov [rsp + {rsp}], rdi",
-        "mov rdi, rsp",
         "mov rsp, gs:[{stack}]",
         "xor ebp, ebp",
+        "cmp rax, {call}",
+        "je 2f",
+        "cmp rax, {reply_receive}",
+        "je 3f",
+        "4:",
+        "mov rdi, gs:[{current}]",
         "call {handler}",
         "jmp {exit}",
+        // Returns only if the general path has to do it.
+        "2:",
+        "call {fast_call}",
+        "jmp 4b",
+        "3:",
+        "call {fast_reply_receive}",
+        "jmp 4b",
+        call = const Call::Call as u64,
+        reply_receive = const Call::ReplyReceive as u64,
+        fast_call = sym crate::glue::fast_call,
+        fast_reply_receive = sym crate::glue::fast_reply_receive,
         scratch = const offset_of!(Cpu, scratch),
         current = const offset_of!(Cpu, current_regs),
         stack = const offset_of!(Cpu, stack_top),
@@ -103,22 +120,7 @@ pub unsafe extern "C" fn exit_to_user() -> ! {
         "jne 2f",
         "cmp r11, [rdi + {r11}]",
         "jne 2f",
-        "mov rax, [rdi + {rax}]",
-        "mov rbx, [rdi + {rbx}]",
-        "mov rdx, [rdi + {rdx}]",
-        "mov rsi, [rdi + {rsi}]",
-        "mov rbp, [rdi + {rbp}]",
-        "mov r8, [rdi + {r8}]",
-        "mov r9, [rdi + {r9}]",
-        "mov r10, [rdi + {r10}]",
-        "mov r12, [rdi + {r12}]",
-        "mov r13, [rdi + {r13}]",
-        "mov r14, [rdi + {r14}]",
-        "mov r15, [rdi + {r15}]",
-        "mov rsp, [rdi + {rsp}]",
-        "mov rdi, [rdi + {rdi}]",
-        "swapgs",
-        "sysretq",
+        "jmp {sysret}",
         "2:",
         "mov rsp, gs:[{stack}]",
         "push {ss}",
@@ -174,6 +176,52 @@ pub unsafe extern "C" fn exit_to_user() -> ! {
         ss = const USER_DATA,
         trap = sym crate::glue::trap,
         exit = sym exit_to_user,
+        sysret = sym sysret,
+    )
+}
+
+/// To user mode with the registers of a thread that entered by `SYSCALL`.
+///
+/// # Safety
+/// As [`exit_to_user`]; `registers` are the current ones. `rip` and `rflags` are as `SYSCALL` left
+/// them, so `rip` is canonical: no code can be mapped at the very end of the user half.
+#[unsafe(naked)]
+pub unsafe extern "C" fn sysret(registers: *mut Registers) -> ! {
+    naked_asm!(
+        "mov rcx, [rdi + {rip}]",
+        "mov r11, [rdi + {rflags}]",
+        "mov rax, [rdi + {rax}]",
+        "mov rbx, [rdi + {rbx}]",
+        "mov rdx, [rdi + {rdx}]",
+        "mov rsi, [rdi + {rsi}]",
+        "mov rbp, [rdi + {rbp}]",
+        "mov r8, [rdi + {r8}]",
+        "mov r9, [rdi + {r9}]",
+        "mov r10, [rdi + {r10}]",
+        "mov r12, [rdi + {r12}]",
+        "mov r13, [rdi + {r13}]",
+        "mov r14, [rdi + {r14}]",
+        "mov r15, [rdi + {r15}]",
+        "mov rsp, [rdi + {rsp}]",
+        "mov rdi, [rdi + {rdi}]",
+        "swapgs",
+        "sysretq",
+        rip = const offset_of!(Registers, rip),
+        rflags = const offset_of!(Registers, rflags),
+        rax = const offset_of!(Registers, rax),
+        rbx = const offset_of!(Registers, rbx),
+        rdx = const offset_of!(Registers, rdx),
+        rsi = const offset_of!(Registers, rsi),
+        rdi = const offset_of!(Registers, rdi),
+        rbp = const offset_of!(Registers, rbp),
+        rsp = const offset_of!(Registers, rsp),
+        r8 = const offset_of!(Registers, r8),
+        r9 = const offset_of!(Registers, r9),
+        r10 = const offset_of!(Registers, r10),
+        r12 = const offset_of!(Registers, r12),
+        r13 = const offset_of!(Registers, r13),
+        r14 = const offset_of!(Registers, r14),
+        r15 = const offset_of!(Registers, r15),
     )
 }
 
@@ -432,8 +480,8 @@ pub fn wait_for_interrupt() -> Option<u8> {
 /// code has no other segments than null and flat ones.
 #[inline(always)]
 pub fn clear_selectors() {
-    let any: u32;
-    // SAFETY: reads selectors.
+    // SAFETY: null selectors are valid in 64-bit mode; the core uses none of them but GS, whose
+    // base is the user's between the two SWAPGS. Interrupts are off.
     unsafe {
         asm!(
             "mov {0:e}, ds",
@@ -443,26 +491,19 @@ pub fn clear_selectors() {
             "or {0:e}, {1:e}",
             "mov {1:e}, gs",
             "or {0:e}, {1:e}",
-            out(reg) any,
+            "jz 2f",
+            "xor {0:e}, {0:e}",
+            "mov ds, {0:e}",
+            "mov es, {0:e}",
+            "mov fs, {0:e}",
+            "swapgs",
+            "mov gs, {0:e}",
+            "swapgs",
+            "2:",
             out(reg) _,
-            options(nomem, nostack),
+            out(reg) _,
+            options(nostack),
         );
-    }
-    if any != 0 {
-        // SAFETY: null selectors are valid in 64-bit mode; the core uses none of them but GS, whose
-        // base is the user's between the two SWAPGS. Interrupts are off.
-        unsafe {
-            asm!(
-                "mov ds, {0:e}",
-                "mov es, {0:e}",
-                "mov fs, {0:e}",
-                "swapgs",
-                "mov gs, {0:e}",
-                "swapgs",
-                in(reg) 0,
-                options(nostack),
-            );
-        }
     }
 }
 

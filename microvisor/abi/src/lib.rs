@@ -44,4 +44,4 @@ pub const FOREVER: u64 = u64::MAX;
 /// Deadline that has always passed: makes a wait into a poll.
 pub const NOW: u64 = 0;
 /// First address above those that a component may map.
-pub const USER_END: u64 = 0x0000_8000_0000_0000;
+pub const USER_END: u64 = 0x0000_7fff_ffff_f000;

@@ -8,10 +8,12 @@
 //!
 //! Everything else in this crate is safe code on top of this file and of `slot.rs`.
 
-use crate::cap_space::CapSpace;
 use crate::id::{FrameKind, PhysAddr, Ref};
-use crate::slot::Slot;
+use crate::slot::{Slot, SlotRef};
 use core::marker::PhantomData;
+
+/// The last generation of a frame.
+const GENERATION_MAX: u32 = 0x00ff_ffff;
 
 /// An object that may live in the arena.
 ///
@@ -23,12 +25,18 @@ pub unsafe trait Object: Sized {
     const KIND: FrameKind;
 }
 
+/// Where the core sees physical memory, all of it: a constant there, so that no path loads it.
+pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
+
 /// Physical memory, seen linearly, with its frame table.
 #[derive(Clone, Copy, Debug)]
 pub struct Arena {
     base: *mut u8,
     table: *mut u32,
     frames: u64,
+    /// Counts what can make a looked-up capability or object stale: a slot emptied or moved, an
+    /// object made or destroyed, a thread given another capability space. Never 0.
+    revision: u64,
 }
 
 // SAFETY: the pointers are to memory that lives as long as the system; exclusive use is the kernel
@@ -38,7 +46,8 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// An arena over `frames` frames of physical memory visible from `base` on, with a frame table
+    /// An arena over `frames` frames of physical memory visible from `base` on ([`DIRECT_MAP`] in the
+    /// core, anywhere on a host), with a frame table
     /// of as many zeroed words at `table`.
     ///
     /// # Safety
@@ -50,6 +59,7 @@ impl Arena {
             base,
             table,
             frames,
+            revision: 1,
         }
     }
 
@@ -59,6 +69,7 @@ impl Arena {
             base: core::ptr::null_mut(),
             table: core::ptr::null_mut(),
             frames: 0,
+            revision: 1,
         }
     }
 
@@ -70,7 +81,12 @@ impl Arena {
     /// Where a physical address is visible.
     #[inline]
     pub fn pointer(&self, addr: PhysAddr) -> *mut u8 {
-        self.base.wrapping_add(addr.0 as usize)
+        let base = if cfg!(target_os = "none") {
+            DIRECT_MAP as *mut u8
+        } else {
+            self.base
+        };
+        base.wrapping_add(addr.0 as usize)
     }
 
     #[inline]
@@ -92,7 +108,7 @@ impl Arena {
     /// True if the reference still refers to an object.
     #[inline]
     pub fn alive<T>(&self, object: Ref<T>) -> bool {
-        !object.is_null() && self.tag_of(object.addr().frame()) == object.tag()
+        !object.is_null() && self.tag_of(object.frame()) == object.tag()
     }
 
     /// The object, if it still exists.
@@ -125,14 +141,28 @@ impl Arena {
         Ref::new(addr.frame() as u32, tag)
     }
 
-    /// Gives the frame a new generation and kind; references made before stop resolving.
+    /// What was looked up before may not be what a lookup would find now.
+    #[inline]
+    pub(crate) fn revise(&mut self) {
+        self.revision += 1;
+    }
+
+    /// Gives the frame a new generation and kind; references made before stop resolving. The last
+    /// generation is for page tables, which nothing refers to.
     pub fn retag(&mut self, addr: PhysAddr, kind: FrameKind) -> u32 {
+        self.revise();
         let generation = (self.tag_of(addr.frame()) >> 8)
             .wrapping_add(u32::from(cfg!(not(control = "generation"))))
-            & 0x00ff_ffff;
+            .min(GENERATION_MAX);
         let tag = generation << 8 | kind as u32;
         self.set_tag(addr.frame(), tag);
         tag
+    }
+
+    /// True if the frame has no generation left for another object: one takes at most three. Counting
+    /// from the start again would let references that were kept for so long resolve.
+    pub(crate) fn is_spent(&self, frame: u64) -> bool {
+        self.tag_of(frame) >> 8 > GENERATION_MAX - 3
     }
 
     /// Ends an object: from now on no reference to it resolves.
@@ -192,9 +222,9 @@ pub(crate) struct View<'v> {
     brand: PhantomData<fn(&'v ()) -> &'v ()>,
 }
 
-/// An object that exists as long as the view of this brand.
+/// An object or a slot that exists as long as the view of this brand.
 pub(crate) struct Live<'v, T> {
-    object: *mut T,
+    pointer: *mut T,
     brand: PhantomData<fn(&'v ()) -> &'v ()>,
 }
 
@@ -204,6 +234,18 @@ impl<T> Clone for Live<'_, T> {
     }
 }
 impl<T> Copy for Live<'_, T> {}
+
+/// What the lookup of one argument word found, and when. All zero: nothing yet.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Memo<A, B> {
+    revision: u64,
+    word: u64,
+    first: *mut A,
+    second: *mut B,
+    /// Names of the same.
+    pub(crate) names: (Ref<A>, Ref<B>),
+}
 
 impl Arena {
     /// Works on objects that cannot come or go meanwhile.
@@ -217,34 +259,79 @@ impl Arena {
 }
 
 impl<'v> View<'v> {
+    #[inline(always)]
+    fn live<T>(pointer: *mut T) -> Live<'v, T> {
+        Live {
+            pointer,
+            brand: PhantomData,
+        }
+    }
+
     /// The object, if it exists.
     #[inline(always)]
     pub(crate) fn check<T: Object>(&self, object: Ref<T>) -> Option<Live<'v, T>> {
-        self.arena.alive(object).then(|| Live {
-            object: self.arena.pointer(object.addr()).cast(),
-            brand: PhantomData,
-        })
+        let pointer = self.arena.pointer(object.addr()).cast();
+        self.arena.alive(object).then(|| View::live(pointer))
     }
 
-    /// Reads an object.
+    /// An object that another one links to by an intrusive list or a pair of references. Such links
+    /// are taken back before either end is destroyed; nobody else may be passed here.
     #[inline(always)]
-    pub(crate) fn get<T: Object>(&self, live: Live<'v, T>) -> &T {
-        // SAFETY: as in `Arena::get`. `check` found it alive in this very arena (the brand), which
-        // the view has held exclusively since, without a way to destroy objects.
-        unsafe { &*live.object }
+    pub(crate) fn linked<T: Object>(&self, object: Ref<T>) -> Live<'v, T> {
+        debug_assert!(self.arena.alive(object));
+        View::live(self.arena.pointer(object.addr()).cast())
     }
 
-    /// Changes an object.
+    /// A slot, as [`Arena::slot`] takes it.
+    #[inline(always)]
+    pub(crate) fn slot(&self, slot: SlotRef) -> Live<'v, Slot> {
+        View::live(self.arena.pointer(slot.addr()).cast())
+    }
+
+    /// Reads it.
+    #[inline(always)]
+    pub(crate) fn get<T>(&self, live: Live<'v, T>) -> &T {
+        // SAFETY: as in `Arena::get` and `Arena::slot`. It was found in this very arena (the
+        // brand), which the view has held exclusively since, without a way to destroy objects or
+        // to give up capability spaces.
+        unsafe { &*live.pointer }
+    }
+
+    /// Changes it.
     #[inline(always)]
     pub(crate) fn get_mut<T: Object>(&mut self, live: Live<'v, T>) -> &mut T {
         // SAFETY: as in `get`; `&mut self` makes the reference exclusive.
-        unsafe { &mut *live.object }
+        unsafe { &mut *live.pointer }
     }
 
-    /// The slot with this number, which may be empty.
+    /// Remembers what a word led to.
     #[inline(always)]
-    pub(crate) fn slot(&self, space: Ref<CapSpace>, slot: u32) -> Option<&Slot> {
-        let slot = self.arena.slot_in(space, slot).ok()?;
-        Some(self.arena.slot(slot))
+    pub(crate) fn memo<A, B>(
+        &self,
+        word: u64,
+        first: Live<'v, A>,
+        second: Live<'v, B>,
+        names: (Ref<A>, Ref<B>),
+    ) -> Memo<A, B> {
+        Memo {
+            revision: self.arena.revision,
+            word,
+            first: first.pointer,
+            second: second.pointer,
+            names,
+        }
+    }
+
+    /// What the same word led to before, if looking it up again would lead to the same.
+    #[inline(always)]
+    pub(crate) fn recall<A, B>(
+        &self,
+        memo: &Memo<A, B>,
+        word: u64,
+    ) -> Option<(Live<'v, A>, Live<'v, B>)> {
+        // Nothing was destroyed since `memo` was made of live objects of this arena: its revision
+        // has only grown, and memos are in objects of the arena they are about.
+        (memo.revision == self.arena.revision && memo.word == word)
+            .then(|| (View::live(memo.first), View::live(memo.second)))
     }
 }

@@ -97,6 +97,7 @@ impl<M: Machine> Kernel<M> {
         source.frames -= needed;
 
         let caps = frames.take(CAP_SPACE_FRAMES)?;
+        self.arena.zero(caps, CAP_SPACE_FRAMES * FRAME);
         let caps = self.arena.create_cap_space(caps, CAP_SPACE_FRAMES);
         let space =
             self.arena

@@ -49,10 +49,9 @@ impl Arena {
         (kind, Rights(rights), object)
     }
 
-    /// Makes a capability space of `frames` frames at `at`.
+    /// Makes a capability space of `frames` frames at `at`, which are zero.
     pub(crate) fn create_cap_space(&mut self, at: PhysAddr, frames: u64) -> Ref<CapSpace> {
         let space = self.create::<CapSpace>(at);
-        self.zero(at.add(4096), (frames - 1) * 4096);
         if let Some(header) = self.get_mut(space) {
             header.slots = frames * SLOTS_PER_FRAME - 1;
             header.cursor = 1;
@@ -239,11 +238,11 @@ impl<M: Machine> Kernel<M> {
                     return Err(Status::InvalidArgument);
                 }
                 child.object = badge;
-                if cap.kind() == Kind::Cpu {
-                    child.extra = cap.extra.min(order);
-                }
             }
             _ => {}
+        }
+        if cap.kind() == Kind::Cpu {
+            child.extra = cap.extra.min(order);
         }
         self.arena.insert(source, to, child)
     }

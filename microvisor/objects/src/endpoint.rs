@@ -75,12 +75,12 @@ unsafe impl Object for Reply {
 
 /// The registers that carry a message's words.
 #[inline]
-pub(crate) fn words(r: &Registers) -> [u64; 4] {
+fn words(r: &Registers) -> [u64; 4] {
     [r.rdx, r.r10, r.r8, r.r9]
 }
 
 #[inline]
-pub(crate) fn deliver_words(to: &mut Registers, badge: u64, info: MessageInfo, words: [u64; 4]) {
+fn deliver_words(to: &mut Registers, badge: u64, info: MessageInfo, words: [u64; 4]) {
     to.rax = Status::Ok as u64;
     to.rdi = badge;
     to.rsi = info.0;
@@ -224,13 +224,13 @@ impl<M: Machine> Kernel<M> {
         caller: Ref<Thread>,
         endpoint: Ref<Endpoint>,
         badge: u64,
-        may_grant: bool,
+        called_by: Rights,
         info: MessageInfo,
     ) -> Result<Done, Status> {
         if !info.valid() {
             return Err(Status::InvalidArgument);
         }
-        if info.caps() > 0 && !may_grant {
+        if info.caps() > 0 && !called_by.has(Rights::GRANT) {
             return Err(Status::NoRight);
         }
         let e = self.arena.get(endpoint).ok_or(Status::InvalidCap)?;
@@ -241,7 +241,7 @@ impl<M: Machine> Kernel<M> {
             t.endpoint = endpoint;
             t.bound_only = false;
             t.badge = badge;
-            t.may_grant = may_grant;
+            t.called_by = called_by;
             self.enqueue(endpoint, caller, false);
             return Ok(Done::Blocked);
         }
@@ -249,7 +249,7 @@ impl<M: Machine> Kernel<M> {
         self.transfer(caller, receiver, info)?;
         let t = self.arena.get_mut(caller).ok_or(Status::InvalidCap)?;
         t.await_reply(endpoint, epoch);
-        t.may_grant = may_grant;
+        t.called_by = called_by;
         let message = words(&t.regs);
         self.hand_over(caller, receiver, endpoint, badge, info, message);
         self.switch_to(receiver);
@@ -391,7 +391,7 @@ impl<M: Machine> Kernel<M> {
         }
         let caller = self.arena.get(reply).ok_or(Status::InvalidCap)?.caller;
         let c = self.arena.get(caller).ok_or(Status::NoCaller)?;
-        if info.caps() > 0 && !c.may_grant {
+        if info.caps() > 0 && !c.called_by.has(Rights::GRANT) {
             return Err(Status::NoRight);
         }
         self.transfer(thread, caller, info)?;

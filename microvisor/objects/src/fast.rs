@@ -7,17 +7,16 @@
 //! threads have unlimited time and the one that goes on is more urgent than whatever is ready, so
 //! neither slice nor deadline moves.
 
-use crate::arena::View;
-use crate::cap_space::CapSpace;
-use crate::endpoint::{Endpoint, Reply, deliver_words, words};
+use crate::arena::{Live, View};
+use crate::endpoint::{Endpoint, Reply};
 use crate::id::Ref;
 use crate::kernel::Kernel;
 use crate::machine::Machine;
-use crate::sched::Cpu;
-use crate::slot::Slot;
+use crate::sched::{CPUS_MAX, Cpu};
+use crate::slot::SlotRef;
 use crate::thread::{State, Thread};
-use microvisor_abi::message::MessageInfo;
-use microvisor_abi::{Kind, Rights};
+use microvisor_abi::Status;
+use microvisor_abi::thread::Registers;
 
 /// Bits of an info word that say there is more than words: payload, capabilities, or nonsense.
 const MORE_THAN_WORDS: u64 = 0xffff_ffff;
@@ -27,29 +26,34 @@ const MORE_THAN_WORDS: u64 = 0xffff_ffff;
 pub struct Handover {
     /// The thread, now the CPU's current one.
     pub thread: Ref<Thread>,
+    /// Its registers. It entered by a system call, and its results are in them.
+    pub registers: *mut Registers,
     /// Physical address of the root of its tables; 0 if it shares those of the thread before.
     pub root: u64,
-    /// One of the two has ports.
-    pub ports: bool,
 }
 
-/// The capability in this slot, if it is of this kind and has these rights.
+/// What a thread must be like, in four bytes that lie side by side and are compared as one.
 #[inline(always)]
-fn cap<'v>(
-    view: &'v View<'_>,
-    space: Ref<CapSpace>,
-    slot: u32,
-    kind: Kind,
-    rights: Rights,
-) -> Option<&'v Slot> {
-    let cap = view.slot(space, slot)?;
-    (cap.kind == kind as u8 && cap.rights.has(rights)).then_some(cap)
+fn is(thread: &Thread, state: State, cpu: usize) -> bool {
+    let bytes = [
+        thread.state as u8,
+        thread.timed as u8,
+        thread.bound_only as u8,
+        thread.cpu,
+    ];
+    u32::from_le_bytes(bytes) == u32::from_le_bytes([state as u8, 0, 0, cpu as u8])
+}
+
+/// True if a switch to or from this thread is registers and tables, and no account of its time.
+#[inline(always)]
+fn is_plain(thread: &Thread) -> bool {
+    u16::from_le_bytes([thread.unlimited as u8, thread.ported as u8]) == 1
 }
 
 /// True if `next` may go on at once when the CPU's current thread blocks.
 #[inline(always)]
-fn may_follow(state: &Cpu, cpu: usize, next: &Thread) -> bool {
-    next.cpu as usize == cpu && next.unlimited && !state.urgent(next.priority)
+fn may_follow(state: &Cpu, next: &Thread) -> bool {
+    is_plain(next) && !state.urgent(next.priority)
 }
 
 /// Where `next` runs, as seen from `this`, whose tables are loaded.
@@ -62,57 +66,80 @@ fn root(view: &View<'_>, this: &Thread, next: &Thread) -> Option<u64> {
     Some(view.get(space).root.0)
 }
 
+/// Moves a message word by word, so that no more than one has to be held at a time. Answers the
+/// receiver's registers.
+#[inline(always)]
+fn deliver<'v>(
+    view: &mut View<'v>,
+    from: Live<'v, Thread>,
+    to: Live<'v, Thread>,
+    badge: u64,
+) -> *mut Registers {
+    let regs = &mut view.get_mut(to).regs;
+    regs.rax = Status::Ok as u64;
+    regs.rdi = badge;
+    let word = view.get(from).regs.rsi;
+    view.get_mut(to).regs.rsi = word;
+    let word = view.get(from).regs.rdx;
+    view.get_mut(to).regs.rdx = word;
+    let word = view.get(from).regs.r10;
+    view.get_mut(to).regs.r10 = word;
+    let word = view.get(from).regs.r8;
+    view.get_mut(to).regs.r8 = word;
+    let word = view.get(from).regs.r9;
+    view.get_mut(to).regs.r9 = word;
+    &raw mut view.get_mut(to).regs
+}
+
 impl<M: Machine> Kernel<M> {
     /// `Call`, if it can be answered with a handover to the server. `None`: nothing was changed.
     #[inline(always)]
     pub fn fast_call(&mut self, cpu: usize) -> Option<Handover> {
-        let state = self.cpus.get_mut(cpu)?;
+        let state = self.cpus.get_mut(cpu % CPUS_MAX)?;
+        if state.current.is_null() {
+            return None;
+        }
         self.arena.freeze(|mut view| {
-            let me = view.check(state.current)?;
+            let me = view.linked(state.current);
             let t = view.get(me);
-            let info = MessageInfo(t.regs.rsi);
-            let slot = u32::try_from(t.regs.rdi).ok()?;
-            if info.0 & MORE_THAN_WORDS != 0 || !t.unlimited {
-                return None;
-            }
-            let cap = cap(&view, t.caps, slot, Kind::Endpoint, Rights::CALL)?;
-            let (target, badge) = (cap.object::<Endpoint>(), cap.extra);
-            let may_grant = cap.rights.has(Rights::GRANT);
-            let endpoint = view.check(target)?;
+            let (endpoint, cap) = view.recall(&t.called, t.regs.rdi)?;
             let e = view.get(endpoint);
-            let (server, epoch) = (e.head, e.epoch);
-            if !e.receivers {
+            let usual = t.regs.rsi & MORE_THAN_WORDS == 0 && e.receivers && !e.head.is_null();
+            debug_assert!(is(t, State::Running, cpu));
+            if !usual || !is_plain(t) {
                 return None;
             }
-            let receiver = view.check(server)?;
+            let server = e.head;
+            let receiver = view.linked(server);
             let r = view.get(receiver);
-            let place = r.reply;
-            let reply = view.check(place)?;
-            if !may_follow(state, cpu, r) || r.timed || !r.queue_next.is_null() {
+            if !is(r, State::Receiving, cpu) || !may_follow(state, r) || !r.queue_next.is_null() {
                 return None;
             }
-            let handover = Handover {
-                thread: server,
-                root: root(&view, t, r)?,
-                ports: t.has_ports() || r.has_ports(),
-            };
+            let root = root(&view, t, r)?;
 
-            let message = words(&t.regs);
-            let object = view.get_mut(reply);
+            let reply = r.reply;
+            let place = view.linked(reply);
+            let object = view.get_mut(place);
             object.caller = state.current;
             object.receiver = Ref::NULL;
-            view.get_mut(endpoint).empty();
+            let e = view.get_mut(endpoint);
+            e.empty();
+            let epoch = e.epoch;
+            let (badge, rights) = (view.get(cap).extra, view.get(cap).rights);
             let t = view.get_mut(me);
-            t.await_reply(target, epoch);
-            t.reply = place;
-            t.may_grant = may_grant;
+            t.await_reply(t.called.names.0, epoch);
+            t.reply = reply;
+            t.called_by = rights;
             let r = view.get_mut(receiver);
             r.state = State::Running;
             r.reply = Ref::NULL;
             r.endpoint = Ref::NULL;
-            deliver_words(&mut r.regs, badge, info, message);
             state.current = server;
-            Some(handover)
+            Some(Handover {
+                thread: server,
+                registers: deliver(&mut view, me, receiver, badge),
+                root,
+            })
         })
     }
 
@@ -120,51 +147,83 @@ impl<M: Machine> Kernel<M> {
     /// was changed.
     #[inline(always)]
     pub fn fast_reply_receive(&mut self, cpu: usize) -> Option<Handover> {
-        let state = self.cpus.get_mut(cpu)?;
+        let state = self.cpus.get_mut(cpu % CPUS_MAX)?;
+        if state.current.is_null() {
+            return None;
+        }
         self.arena.freeze(|mut view| {
-            let me = view.check(state.current)?;
+            let me = view.linked(state.current);
             let t = view.get(me);
-            let info = MessageInfo(t.regs.rsi);
-            let (slot, reply_slot) = (t.regs.rdi as u32, (t.regs.rdi >> 32) as u32);
-            if info.0 & MORE_THAN_WORDS != 0 || !t.unlimited {
-                return None;
-            }
-            let target = cap(&view, t.caps, slot, Kind::Endpoint, Rights::RECEIVE)?.object();
-            let place = cap(&view, t.caps, reply_slot, Kind::Reply, Rights::USE)?.object();
-            let endpoint = view.check::<Endpoint>(target)?;
-            let reply = view.check::<Reply>(place)?;
+            let (endpoint, reply) = view.recall(&t.served, t.regs.rdi)?;
             let client = view.get(reply).caller;
-            let caller = view.check(client)?;
-            let c = view.get(caller);
-            // A bound notification may have something to say first.
-            let told = view.check(t.bound).is_some_and(|n| view.get(n).is_set());
-            if told || !view.get(endpoint).is_empty() || !may_follow(state, cpu, c) {
+            let usual = t.regs.rsi & MORE_THAN_WORDS == 0
+                && view.get(endpoint).is_empty()
+                && !client.is_null();
+            debug_assert!(is(t, State::Running, cpu));
+            if !usual || !is_plain(t) {
                 return None;
             }
-            let handover = Handover {
-                thread: client,
-                root: root(&view, t, c)?,
-                ports: t.has_ports() || c.has_ports(),
-            };
+            // A bound notification may have something to say first.
+            if view.check(t.bound).is_some_and(|n| view.get(n).is_set()) {
+                return None;
+            }
+            let caller = view.linked(client);
+            let c = view.get(caller);
+            if !is(c, State::AwaitingReply, cpu) || !may_follow(state, c) {
+                return None;
+            }
+            let root = root(&view, t, c)?;
 
-            let message = words(&t.regs);
             let object = view.get_mut(reply);
             object.caller = Ref::NULL;
             object.receiver = state.current;
             view.get_mut(endpoint).only_receiver(state.current);
             let t = view.get_mut(me);
             t.state = State::Receiving;
-            t.endpoint = target;
-            t.reply = place;
-            t.bound_only = false;
+            (t.endpoint, t.reply) = t.served.names;
             t.queue_prev = Ref::NULL;
             t.queue_next = Ref::NULL;
             let c = view.get_mut(caller);
             c.state = State::Running;
             c.reply = Ref::NULL;
-            deliver_words(&mut c.regs, 0, info, message);
             state.current = client;
-            Some(handover)
+            Some(Handover {
+                thread: client,
+                registers: deliver(&mut view, me, caller, 0),
+                root,
+            })
         })
+    }
+
+    /// A `Call` looked this up: the next with the same word need not.
+    pub(crate) fn remember_call(
+        &mut self,
+        me: Ref<Thread>,
+        word: u64,
+        target: Ref<Endpoint>,
+        cap: SlotRef,
+    ) {
+        self.arena.freeze(|mut view| {
+            if let (Some(me), Some(endpoint)) = (view.check(me), view.check(target)) {
+                let names = (target, Ref::NULL);
+                view.get_mut(me).called = view.memo(word, endpoint, view.slot(cap), names);
+            }
+        });
+    }
+
+    /// As [`Kernel::remember_call`], for a `ReplyReceive`.
+    pub(crate) fn remember_receive(
+        &mut self,
+        me: Ref<Thread>,
+        word: u64,
+        names: (Ref<Endpoint>, Ref<Reply>),
+    ) {
+        self.arena.freeze(|mut view| {
+            if let (Some(me), Some(endpoint), Some(reply)) =
+                (view.check(me), view.check(names.0), view.check(names.1))
+            {
+                view.get_mut(me).served = view.memo(word, endpoint, reply, names);
+            }
+        });
     }
 }

@@ -58,7 +58,7 @@ pub enum FrameKind {
     Vcpu = 9,
 }
 
-/// A weak, checked reference to an object: its frame number in the low half, and in the high half
+/// A weak, checked reference to an object: its frame number in the high half, and in the low half
 /// the tag (kind and generation) that the frame must still carry. One word, since it is copied far
 /// more often than taken apart; zero refers to nothing.
 #[repr(transparent)]
@@ -74,7 +74,7 @@ impl<T> Ref<T> {
     /// A reference from a frame number and a tag.
     #[inline]
     pub(crate) const fn new(frame: u32, tag: u32) -> Self {
-        Ref::from_raw(frame as u64 | (tag as u64) << 32)
+        Ref::from_raw((frame as u64) << 32 | tag as u64)
     }
 
     /// A reference from the word made by [`Ref::raw`].
@@ -101,13 +101,19 @@ impl<T> Ref<T> {
     /// The tag that the frame must carry.
     #[inline]
     pub(crate) const fn tag(self) -> u32 {
-        (self.raw >> 32) as u32
+        self.raw as u32
+    }
+
+    /// Number of the frame in which the object begins.
+    #[inline]
+    pub(crate) const fn frame(self) -> u64 {
+        self.raw >> 32
     }
 
     /// Where the object begins.
     #[inline]
     pub const fn addr(self) -> PhysAddr {
-        PhysAddr((self.raw & 0xffff_ffff) << 12)
+        PhysAddr(self.frame() << 12)
     }
 }
 

@@ -8,8 +8,9 @@ use crate::notification::Notification;
 use crate::slot::SlotRef;
 use microvisor_abi::Status;
 
-/// Lines that the core can bind (global system interrupts).
-pub const LINES: usize = 64;
+/// Lines that the core can bind: those of ISA. Others are beyond the capability that root has, so
+/// that nobody can name them.
+pub const LINES: usize = 16;
 
 /// One line's binding.
 #[derive(Clone, Copy, Debug)]

@@ -313,18 +313,16 @@ impl<M: Machine> Kernel<M> {
     fn do_call(&mut self, me: Ref<Thread>, a: [u64; 6]) -> Result<Done, Status> {
         let slot = self.cap_of(me, a[0], Kind::Endpoint, Rights::CALL)?;
         let cap = self.arena.slot(slot);
-        let (endpoint, badge, grant) = (
-            cap.object::<Endpoint>(),
-            cap.extra,
-            cap.rights.has(Rights::GRANT),
-        );
-        self.call(me, endpoint, badge, grant, MessageInfo(a[1]))
+        let (endpoint, badge, rights) = (cap.object::<Endpoint>(), cap.extra, cap.rights);
+        self.remember_call(me, a[0], endpoint, slot);
+        self.call(me, endpoint, badge, rights, MessageInfo(a[1]))
     }
 
     fn do_reply_receive(&mut self, me: Ref<Thread>, a: [u64; 6]) -> Result<Done, Status> {
         let endpoint: Ref<Endpoint> =
             self.object(me, a[0] & 0xffff_ffff, Kind::Endpoint, Rights::RECEIVE)?;
         let reply: Ref<Reply> = self.object(me, a[0] >> 32, Kind::Reply, Rights::USE)?;
+        self.remember_receive(me, a[0], (endpoint, reply));
         let answered = self.answer(me, reply, MessageInfo(a[1]), [a[2], a[3], a[4], a[5]]);
         let caller = match answered {
             Ok(caller) => caller,
@@ -368,6 +366,7 @@ impl<M: Machine> Kernel<M> {
         t.regs.rdi = a[5];
         t.regs.rflags = 0x202;
         self.arena.vcpu_end(vcpu);
+        self.arena.revise();
         Ok(())
     }
 

@@ -21,6 +21,8 @@ const DRAIN_LIMIT: usize = 32;
 const SLOT_LIMIT: u64 = 256 << 30;
 /// Largest capability space, frames.
 const CAP_SPACE_FRAMES_MAX: u64 = 4096;
+/// Frames in a row that may be passed over because they carry no further object.
+const SPENT_MOST: u64 = 64;
 /// Most frames of one donation of tables: `Fill` works through all of them.
 const TABLES_MAX: u64 = 512;
 
@@ -108,7 +110,14 @@ impl<M: Machine> Kernel<M> {
         let m = *self.arena.slot(memory);
         let (used, ahead) = (m.mark & 0xffff_ffff, m.mark >> 32);
         let base = PhysAddr(m.object).frame();
-        let start = (base + used).next_multiple_of(align) - base;
+        let mut start = (base + used).next_multiple_of(align) - base;
+        if !matches!(kind, Kind::Frame | Kind::Memory | Kind::Tables) {
+            let spent = |start| self.arena.is_spent(base + start);
+            let mut candidates = start..start + SPENT_MOST;
+            start = candidates.find(|&s| !spent(s)).ok_or(Status::NoMemory)?;
+        }
+        // What was zeroed ahead lies where the last object would have begun.
+        let ahead = if start == used { ahead } else { 0 };
         let end = start.checked_add(frames).ok_or(Status::NoMemory)?;
         if end > m.extra && cfg!(not(control = "bounds")) {
             return Err(Status::NoMemory);
@@ -121,8 +130,8 @@ impl<M: Machine> Kernel<M> {
         if kind == Kind::CapSpace && at.0 + frames * FRAME > SLOT_LIMIT {
             return Err(Status::Unsupported);
         }
-        if kind == Kind::Frame && device == 0 && !self.zero_ahead(memory, at, frames, start, ahead)
-        {
+        let zeroed = matches!(kind, Kind::Frame | Kind::CapSpace) && device == 0;
+        if zeroed && !self.zero_ahead(memory, at, frames, start, ahead) {
             return Ok(false);
         }
         let mut cap = match kind {
@@ -139,7 +148,7 @@ impl<M: Machine> Kernel<M> {
         Ok(true)
     }
 
-    /// Zeroes memory for a frame, at most [`ZERO_LIMIT`] bytes a call; true when all is zero.
+    /// Zeroes memory for a frame or a capability space, at most [`ZERO_LIMIT`] bytes a call; true when all is zero.
     fn zero_ahead(
         &mut self,
         memory: SlotRef,
@@ -357,6 +366,7 @@ impl<M: Machine> Kernel<M> {
             .find(|r| r.count == 0)
             .ok_or(Status::NoMemory)?;
         *free = range;
+        t.count_ports();
         let slot = self.arena.slot_mut(ports);
         slot.flags |= flag::MAPPED;
         slot.space = to.raw();
@@ -410,6 +420,7 @@ impl<M: Machine> Kernel<M> {
         if let Some(r) = t.ports.iter_mut().find(|r| **r == range) {
             *r = PortRange::default();
         }
+        t.count_ports();
         self.owe(Flush::Quiesce);
     }
 

@@ -73,7 +73,7 @@ impl Cpu {
     /// True if a thread of this priority or a higher one is ready.
     #[inline]
     pub(crate) fn urgent(&self, priority: u8) -> bool {
-        self.occupied.unbounded_shr(priority.into()) != 0
+        self.occupied.wrapping_shr(priority.into()) != 0
     }
 
     fn highest(&self) -> Option<usize> {

@@ -193,6 +193,7 @@ impl Arena {
             self.slot_mut(next).prev = prev;
         }
         *self.slot_mut(slot) = Slot::EMPTY;
+        self.revise();
     }
 
     /// One step of handing what was derived from `slot` to its parent: the first entry below it
@@ -229,5 +230,6 @@ impl Arena {
             self.slot_mut(cap.next).prev = to;
         }
         *self.slot_mut(from) = Slot::EMPTY;
+        self.revise();
     }
 }

@@ -1,15 +1,17 @@
 //! Threads: host execution contexts. A thread takes two frames: this structure, then the message
 //! buffer that it shares with its component.
 
-use crate::arena::Object;
+use crate::arena::{Memo, Object};
 use crate::cap_space::CapSpace;
 use crate::endpoint::{Endpoint, Reply};
 use crate::id::{FrameKind, PhysAddr, Ref};
 use crate::notification::Notification;
 use crate::sched::SchedContext;
+use crate::slot::Slot;
 use crate::timer::Links;
 use crate::translate::AddressSpace;
 use crate::vcpu::Vcpu;
+use microvisor_abi::Rights;
 use microvisor_abi::thread::Registers;
 
 /// Port ranges that one thread may be granted.
@@ -69,6 +71,8 @@ pub struct Thread {
     pub(crate) fault_vector: u8,
     /// It has time, and as much as it likes.
     pub(crate) unlimited: bool,
+    /// One of `ports` is not empty.
+    pub(crate) ported: bool,
     pub(crate) space: Ref<AddressSpace>,
     pub(crate) caps: Ref<CapSpace>,
     pub(crate) sched: Ref<SchedContext>,
@@ -85,8 +89,9 @@ pub struct Thread {
     pub(crate) reply: Ref<Reply>,
     /// While sending: the badge of the capability it called through.
     pub(crate) badge: u64,
-    /// While sending or awaiting: it may receive capabilities with the answer.
-    pub(crate) may_grant: bool,
+    /// While sending or awaiting: the rights of the capability it called through. With `GRANT` it
+    /// may send capabilities, and receive some with the answer.
+    pub(crate) called_by: Rights,
     /// While awaiting a reply whose server was lost.
     pub(crate) bound: Ref<Notification>,
     pub(crate) fault_note: Ref<Notification>,
@@ -97,10 +102,14 @@ pub struct Thread {
     pub(crate) refused: [u64; 3],
     /// What is left of its turn, when something more urgent ended it early; else 0.
     pub(crate) turn_left: u64,
+    /// Where its last call by the fast path went, and by which capability.
+    pub(crate) called: Memo<Endpoint, Slot>,
+    /// Where it last received by the fast path, and what holds the caller.
+    pub(crate) served: Memo<Endpoint, Reply>,
 }
 
-// SAFETY: `repr(C)`, plain words and `repr(u8)` enums and bools with a zero variant, well below
-// 4096 bytes; the only object with this kind.
+// SAFETY: `repr(C)`, plain words, pointers and `repr(u8)` enums and bools with a zero variant, well
+// below 4096 bytes; the only object with this kind.
 unsafe impl Object for Thread {
     const KIND: FrameKind = FrameKind::Thread;
 }
@@ -111,6 +120,16 @@ const _: () = assert!(core::mem::offset_of!(Thread, regs) == 0);
 pub const THREAD_FRAMES: u64 = 2;
 
 impl Thread {
+    /// What it is doing, for tests and reports.
+    pub fn doing(&self) -> State {
+        self.state
+    }
+
+    /// After a change of `ports`.
+    pub(crate) fn count_ports(&mut self) {
+        self.ported = self.ports.iter().any(|range| range.count != 0);
+    }
+
     /// Its message was taken. Every path that takes a message ends here, so that the caller hears
     /// of a restart.
     #[inline]
@@ -118,12 +137,6 @@ impl Thread {
         self.state = State::AwaitingReply;
         self.endpoint = endpoint;
         self.epoch = epoch;
-    }
-
-    /// True if it may use any port.
-    #[inline]
-    pub(crate) fn has_ports(&self) -> bool {
-        self.ports.iter().fold(0, |any, range| any | range.count) != 0
     }
 }
 

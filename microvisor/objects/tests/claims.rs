@@ -538,3 +538,86 @@ fn ports_of_a_vcpu_come_and_go_with_their_capability() {
     );
     assert_eq!(w.seen.flushes.borrow().last(), Some(&Flush::Quiesce));
 }
+
+#[test]
+fn a_large_capability_space_is_zeroed_in_steps_and_nothing_else_passes_for_zero() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Memory, 3500, 500, 1);
+    let retype = |w: &mut World, kind: Kind, size: u64, slot: u64| {
+        let a = [500, kind as u64 | (size << 8), 0, slot | (1 << 32)];
+        w.call(Call::Retype, &a).0
+    };
+    // Not zero to begin with.
+    w.make(500, Kind::Frame, 12, 600, 16);
+    for page in 0..16 {
+        w.ok(Call::Map, &[600 + page, 2, 0x4000_0000 + (page << 12), RW]);
+    }
+    let root = w.kernel.space_root(w.root).expect("space");
+    for page in 0..16u64 {
+        let at = w.kernel.arena.translate(root, 0x4000_0000 + (page << 12));
+        w.kernel.arena.write(at.expect("mapped").0, u64::MAX);
+    }
+    w.ok(Call::Revoke, &[0, 500]);
+    assert_eq!(retype(&mut w, Kind::CapSpace, 1200, 501), Status::Again);
+    assert_eq!(retype(&mut w, Kind::CapSpace, 1200, 501), Status::Again);
+    assert_eq!(retype(&mut w, Kind::CapSpace, 1200, 501), Status::Ok);
+    w.ok(Call::Copy, &[500 + 1, 0, 502, 0xff, 0, 0]);
+    w.ok(Call::Revoke, &[0, 500]);
+    // Begun, and then something else is made, with another alignment.
+    assert_eq!(retype(&mut w, Kind::CapSpace, 1200, 501), Status::Again);
+    w.make(500, Kind::Frame, 21, 501, 1);
+    w.ok(Call::Map, &[501, 2, 0x4000_0000, RW]);
+    for word in (0..2u64 << 20).step_by(8) {
+        let at = w.kernel.arena.translate(root, 0x4000_0000 + word);
+        assert_eq!(w.kernel.arena.read::<u64>(at.expect("mapped").0), 0);
+    }
+}
+
+#[test]
+fn a_copy_of_all_cpus_has_no_higher_priority_than_it_says() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::SchedContext, 0, 500, 1);
+    w.ok(Call::Copy, &[7, 0, 501, 0xff, 0, 10]);
+    assert_eq!(
+        w.call(Call::SchedSet, &[500, 501, 0, 11, 1, 1]).0,
+        Status::NoRight
+    );
+    w.ok(Call::SchedSet, &[500, 501, 0, 10, 1, 1]);
+    w.ok(Call::Copy, &[501, 0, 502, 0xff, 0, 31]);
+    assert_eq!(
+        w.call(Call::SchedSet, &[500, 502, 0, 11, 1, 1]).0,
+        Status::NoRight
+    );
+}
+
+#[test]
+fn lines_that_do_not_exist_cannot_be_named() {
+    let mut w = World::new();
+    let beyond = [6, 0, 500, 0xff, 16 | (1 << 32), 0];
+    assert_eq!(w.call(Call::Copy, &beyond).0, Status::InvalidArgument);
+    let all = w.call(Call::InterruptControl, &[6, 16, 0]).0;
+    assert_eq!(all, Status::InvalidArgument);
+    w.ok(Call::Copy, &[6, 0, 500, 0xff, 15 | (1 << 32), 0]);
+}
+
+#[test]
+fn a_frame_whose_generations_are_spent_carries_no_object() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Memory, 8, 500, 1);
+    let used = |w: &mut World| {
+        w.make(500, Kind::Notification, 0, 501, 1);
+        let used = w.ok(Call::Inspect, &[0, 500])[2];
+        w.ok(Call::Delete, &[0, 501]);
+        used
+    };
+    assert_eq!(used(&mut w), 1);
+    w.spend();
+    assert_eq!(used(&mut w), 1, "the last object");
+    assert_eq!(used(&mut w), 2, "passed over");
+    assert_eq!(used(&mut w), 3);
+    // They can still be ordinary memory.
+    w.make(500, Kind::Frame, 12, 501, 8);
+}

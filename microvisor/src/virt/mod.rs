@@ -173,6 +173,8 @@ pub fn enable() {
     if !available() {
         return;
     }
+    // SAFETY: this CPU's own field; `setup` made a block for it.
+    unsafe { (*cpu::this()).virt = *BLOCKS.get() + cpu::index() as u64 * (BLOCK_FRAMES * FRAME) };
     if let Err(missing) = svm::Svm::enable(per_cpu()) {
         panic!("CPU {}: {missing}, unlike on the boot CPU", cpu::index());
     }
@@ -205,12 +207,12 @@ fn frames(features: &Features) -> usize {
     area::IMAGE_FRAME + features.image.div_ceil(FRAME as usize)
 }
 
-/// This CPU's block.
+/// This CPU's block. Only after [`enable`].
 #[inline(always)]
 fn per_cpu() -> &'static PerCpu {
-    let address = *BLOCKS.get() + cpu::index() as u64 * (BLOCK_FRAMES * FRAME);
-    // SAFETY: `setup` wrote one for each CPU; only `resident`, an atomic, is touched by others.
-    unsafe { &*(address as *const PerCpu) }
+    // SAFETY: this CPU's own field. `setup` wrote a block for each CPU; only `resident`, an atomic,
+    // is touched by others.
+    unsafe { &*((*cpu::this()).virt as *const PerCpu) }
 }
 
 /// The limits of guest state. Only where a vCPU exists, so detection succeeded.
@@ -303,7 +305,8 @@ pub fn forget(vcpu: VcpuArea) {
 /// asks for it.
 #[inline]
 pub fn release() {
-    if available() {
+    // SAFETY: this CPU's own field.
+    if unsafe { (*cpu::this()).virt } != 0 {
         fpu::release(per_cpu());
     }
 }

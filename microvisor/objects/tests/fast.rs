@@ -1,0 +1,195 @@
+//! The fast path of messages does what the general path does: two machines carry out the same calls,
+//! one without the fast path, and every thread sees the same in both.
+
+mod world;
+
+use microvisor_abi::{Call, FOREVER, Kind, MessageInfo, NOW, Status};
+use microvisor_objects::{Ref, Thread};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use std::cell::Cell;
+use world::World;
+
+/// Slots: two endpoints, a copy of the first without the right to receive, two replies, a
+/// notification; threads from 40 on, two slots each.
+const ENDPOINTS: u64 = 20;
+const BADGED: u64 = 22;
+const REPLIES: u64 = 23;
+const NOTIFICATION: u64 = 25;
+const THREADS: u64 = 40;
+
+/// Root and three threads: two beside root on CPU 0, of which one is more urgent, and one on CPU 1.
+fn machine(fast: bool) -> (World, Vec<Ref<Thread>>) {
+    let mut w = World::new();
+    w.fast = fast;
+    let ram = w.ram();
+    w.make(ram, Kind::Endpoint, 0, ENDPOINTS, 2);
+    w.ok(Call::Copy, &[ENDPOINTS, 0, BADGED, 1, 77, 0]);
+    w.make(ram, Kind::Reply, 0, REPLIES, 2);
+    w.make(ram, Kind::Notification, 0, NOTIFICATION, 1);
+    let mut threads = vec![w.root];
+    for (index, (cpu, priority)) in [(0, 15), (0, 20), (1, 15)].into_iter().enumerate() {
+        threads.push(w.thread(THREADS + 2 * index as u64, cpu, priority));
+    }
+    (w, threads)
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A call of the current thread.
+    Call(Call, [u64; 6]),
+    /// The other CPU goes on.
+    Cpu(usize),
+    /// Time passes.
+    Time(u64),
+}
+
+fn info() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        8 => Just(MessageInfo::new(7, 0, 0).0),
+        1 => Just(MessageInfo::new(7, 24, 0).0),
+        1 => Just(MessageInfo::new(7, 0, 1).0),
+        1 => any::<u64>(),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let endpoint = || prop_oneof![4 => Just(ENDPOINTS), 2 => Just(ENDPOINTS + 1), 2 => Just(BADGED), 1 => 0..50u64];
+    let reply = || prop_oneof![4 => Just(REPLIES), 2 => Just(REPLIES + 1), 1 => 0..50u64];
+    let deadline = || prop_oneof![2 => Just(FOREVER), 1 => Just(NOW), 1 => 0..100_000u64];
+    let words = || (any::<u16>(), any::<u16>());
+    prop_oneof![
+        6 => (endpoint(), info(), words()).prop_map(|(e, i, (a, b))| Step::Call(Call::Call, [e, i, a.into(), b.into(), 3, 4])),
+        6 => (endpoint(), reply(), info(), words()).prop_map(|(e, r, i, (a, b))| Step::Call(Call::ReplyReceive, [e | r << 32, i, a.into(), b.into(), 5, 6])),
+        3 => (endpoint(), reply(), deadline()).prop_map(|(e, r, d)| Step::Call(Call::Receive, [e, r, d, 0, 0, 0])),
+        2 => (reply(), info()).prop_map(|(r, i)| Step::Call(Call::Reply, [r, i, 1, 2, 3, 4])),
+        1 => Just(Step::Call(Call::Signal, [NOTIFICATION, 2, 0, 0, 0, 0])),
+        1 => deadline().prop_map(|d| Step::Call(Call::Wait, [NOTIFICATION, d, 0, 0, 0, 0])),
+        1 => (0..3u64, prop_oneof![Just(0), Just(2)]).prop_map(|(t, op)| Step::Call(Call::ThreadControl, [THREADS + 2 * t, op, 0, 0, 0, 0])),
+        1 => (0..3u64).prop_map(|t| Step::Call(Call::Bind, [NOTIFICATION, THREADS + 2 * t, 1, 0, 0, 0])),
+        1 => (0..2u64).prop_map(|e| Step::Call(Call::Bind, [ENDPOINTS + e, 0, 5, 0, 0, 0])),
+        1 => (ENDPOINTS..NOTIFICATION).prop_map(|s| Step::Call(Call::Delete, [0, s, 0, 0, 0, 0])),
+        1 => (0..3u64, 10..25u64, 1..4u64).prop_map(|(t, p, b)| Step::Call(Call::SchedSet, [THREADS + 2 * t + 1, 7, 0, p, b, 3])),
+        3 => (0..2usize).prop_map(Step::Cpu),
+        3 => (0..5000u64).prop_map(Step::Time),
+    ]
+}
+
+fn perform(w: &mut World, step: &Step) {
+    match *step {
+        Step::Cpu(cpu) => w.seen.cpu.set(cpu),
+        Step::Time(ticks) => {
+            w.seen.now.set(w.seen.now.get() + ticks);
+            w.kernel.timer(w.seen.cpu.get());
+        }
+        Step::Call(call, arguments) => {
+            if !w.kernel.current(w.seen.cpu.get()).is_null() {
+                let _ = w.call(call, &arguments);
+            }
+        }
+    }
+    w.turn();
+}
+
+/// All that a component or the hardware could tell apart.
+fn seen(w: &World, threads: &[Ref<Thread>]) -> String {
+    let mut text = format!("{:?} {:?}", w.kernel.current(0), w.kernel.current(1));
+    for &thread in threads {
+        let state = w.kernel.arena.get(thread).map(|t| (t.regs, t.doing()));
+        text += &format!("\n{state:x?}");
+    }
+    text
+}
+
+#[test]
+fn the_fast_path_does_what_the_general_path_does() {
+    let cases = std::env::var("PROPTEST_CASES").ok();
+    let mut runner = TestRunner::new(Config {
+        cases: cases.and_then(|n| n.parse().ok()).unwrap_or(64),
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let went_fast = Cell::new(0);
+    let steps = proptest::collection::vec(step(), 1..300);
+    let outcome = runner.run(&steps, |steps| {
+        let (mut fast, threads) = machine(true);
+        let (mut general, others) = machine(false);
+        prop_assert_eq!(&threads, &others);
+        for (index, step) in steps.iter().enumerate() {
+            perform(&mut fast, step);
+            perform(&mut general, step);
+            let (fast, general) = (seen(&fast, &threads), seen(&general, &threads));
+            prop_assert_eq!(fast, general, "after {} {:x?}", index, step);
+        }
+        went_fast.set(went_fast.get() + fast.went_fast);
+        prop_assert_eq!(general.went_fast, 0);
+        Ok(())
+    });
+    if let Err(why) = outcome {
+        panic!("{why}");
+    }
+    assert!(went_fast.get() > 0, "no message took the fast path");
+}
+
+/// A server that waits on CPU 0, and root, its client.
+fn server() -> (World, Vec<Ref<Thread>>) {
+    let (mut w, threads) = machine(true);
+    // Root's priority is 15: the server at 20 runs until it waits.
+    w.turn();
+    assert_eq!(w.kernel.current(0), threads[2]);
+    let _ = w.call(Call::Receive, &[ENDPOINTS, REPLIES, FOREVER]);
+    // Root's equal would otherwise have to get its turn.
+    while w.turn() != w.root {
+        w.seen.now.set(w.seen.now.get() + 1000);
+    }
+    w.ok(Call::ThreadControl, &[THREADS, 1]);
+    (w, threads)
+}
+
+#[test]
+fn a_call_and_its_answer_take_the_fast_path_from_the_second_time_on() {
+    let (mut w, threads) = server();
+    for round in 0..3 {
+        let _ = w.call(
+            Call::Call,
+            &[BADGED, MessageInfo::new(9, 0, 0).0, 1, 2, 3, 4],
+        );
+        w.turn();
+        assert_eq!(w.kernel.current(0), threads[2]);
+        let info = MessageInfo::new(9, 0, 0).0;
+        assert_eq!(w.results(threads[2]), (Status::Ok, [77, info, 1, 2, 3, 4]));
+        let _ = w.call(
+            Call::ReplyReceive,
+            &[ENDPOINTS | REPLIES << 32, 0, 5, 6, 7, 8],
+        );
+        w.turn();
+        assert_eq!(w.results(w.root), (Status::Ok, [0, 0, 5, 6, 7, 8]));
+        // What was looked up the first time is remembered.
+        assert_eq!(w.went_fast, 2 * round);
+    }
+}
+
+#[test]
+fn what_is_remembered_of_a_capability_ends_with_it() {
+    let (mut w, _) = server();
+    for _ in 0..2 {
+        let _ = w.call(Call::Call, &[BADGED, 0, 0, 0, 0, 0]);
+        w.turn();
+        let _ = w.call(
+            Call::ReplyReceive,
+            &[ENDPOINTS | REPLIES << 32, 0, 0, 0, 0, 0],
+        );
+        w.turn();
+    }
+    assert_eq!(w.went_fast, 2);
+    w.ok(Call::Delete, &[0, BADGED]);
+    assert_eq!(
+        w.call(Call::Call, &[BADGED, 0, 0, 0, 0, 0]).0,
+        Status::InvalidCap
+    );
+    // Another capability in the same slot is another capability.
+    w.ok(Call::Copy, &[ENDPOINTS + 1, 0, BADGED, 1, 5, 0]);
+    let _ = w.call(Call::Call, &[BADGED, 0, 0, 0, 0, 0]);
+    w.turn();
+    assert!(w.kernel.current(0).is_null(), "nobody receives there");
+}
