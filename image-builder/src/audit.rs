@@ -86,6 +86,17 @@ pub struct Right {
     pub call: bool,
 }
 
+/// Interfaces of root by which others rule: what they can do, root does for them.
+const RULING: &[&str] = &["operator", "admin"];
+
+impl Right {
+    /// Whether it gives power over guests and components that the holder has no other right to.
+    pub fn rules(&self) -> bool {
+        let interface = self.does.strip_prefix("call ");
+        self.call && self.to == 0 && interface.is_some_and(|name| RULING.contains(&name))
+    }
+}
+
 /// All rights of a system.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
@@ -291,11 +302,23 @@ impl fmt::Display for Graph {
                 shown(guest),
                 self.names(makers)
             )?;
-            match servers.is_empty() {
-                true => writeln!(f)?,
-                false => writeln!(f, "; for services only: {}", self.names(servers))?,
+            if !servers.is_empty() {
+                write!(f, "; for services only: {}", self.names(servers))?;
             }
+            writeln!(f)?;
         }
+        let mut rulers = self.rights.iter().filter(|right| right.rules()).peekable();
+        if rulers.peek().is_some() {
+            writeln!(
+                f,
+                "\nwho may have root stop, restart or change guests and components: {}",
+                self.names(rulers.map(|right| right.from).collect::<BTreeSet<_>>())
+            )?;
+        }
+        writeln!(
+            f,
+            "\nA server and its caller may share pages that one of them hands over in a message."
+        )?;
         Ok(())
     }
 }

@@ -42,17 +42,19 @@ fn escape_xml(text: &str) -> String {
         .replace('"', "&quot;")
 }
 
-const WIDTH: usize = 250;
-const HEIGHT: usize = 30;
-const ROW: usize = 56;
-const COLUMN: usize = 430;
+const WIDTH: usize = 260;
+const HEAD: usize = 26;
+const LINE: usize = 18;
+const GAP: usize = 16;
+const COLUMN: usize = 400;
 const MARGIN: usize = 20;
 
-/// Where a box is.
-#[derive(Clone, Copy, Debug, Default)]
+/// Where a box is, and how many rights are listed in it.
+#[derive(Clone, Copy, Debug)]
 struct Place {
     column: usize,
-    row: usize,
+    y: usize,
+    lines: usize,
 }
 
 impl Place {
@@ -60,34 +62,37 @@ impl Place {
         MARGIN + self.column * COLUMN
     }
 
-    fn y(self) -> usize {
-        MARGIN + self.row * ROW
+    fn height(self) -> usize {
+        HEAD + self.lines * LINE
     }
 
-    fn middle(self) -> usize {
-        self.y() + HEIGHT / 2
+    /// The middle of the line of a right.
+    fn line(self, index: usize) -> usize {
+        self.y + HEAD + index * LINE + LINE / 2
     }
 }
 
-/// The graph as an SVG picture.
+/// The graph as an SVG picture: a box for each thing, its rights listed in it, and an arrow from
+/// each right to what it is to.
 pub fn svg(graph: &Graph) -> String {
-    let mut rows = [0; 3];
-    let places: Vec<Place> = graph
-        .things
-        .iter()
-        .map(|thing| {
-            let column = match thing {
-                Thing::Component { guest: Some(_), .. } => 0,
-                Thing::Component { .. } => 1,
-                _ => 2,
-            };
-            let row = rows[column];
-            rows[column] += 1;
-            Place { column, row }
-        })
-        .collect();
+    let mut bottoms = [MARGIN; 3];
+    let mut places: Vec<Place> = Vec::new();
+    for (index, thing) in graph.things.iter().enumerate() {
+        let column = match thing {
+            Thing::Component { guest: Some(_), .. } => 0,
+            Thing::Component { .. } => 1,
+            _ => 2,
+        };
+        let place = Place {
+            column,
+            y: bottoms[column],
+            lines: graph.held(index).count(),
+        };
+        bottoms[column] += place.height() + GAP;
+        places.push(place);
+    }
     let width = 2 * MARGIN + 2 * COLUMN + WIDTH;
-    let height = 2 * MARGIN + rows.into_iter().max().unwrap_or(0).max(1) * ROW;
+    let height = bottoms.into_iter().max().unwrap_or(0) + MARGIN - GAP.min(MARGIN);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
          font-family=\"sans-serif\" font-size=\"12\">\n\
@@ -95,62 +100,64 @@ pub fn svg(graph: &Graph) -> String {
          orient=\"auto\"><path d=\"M0,0 L8,4 L0,8 z\"/></marker></defs>\n\
          <rect width=\"{width}\" height=\"{height}\" fill=\"white\"/>\n"
     );
-    for right in &graph.rights {
-        let (Some(from), Some(to)) = (places.get(right.from), places.get(right.to)) else {
-            continue;
-        };
-        arrow(&mut out, *from, *to, &right.does, right.call);
-    }
-    for (thing, place) in graph.things.iter().zip(&places) {
-        let (round, fill) = match thing {
-            Thing::Component { .. } => (8, "#e8f0fe"),
-            Thing::GuestMemory { .. } | Thing::Vcpus { .. } => (0, "#fce8e6"),
-            _ => (0, "#f1f3f4"),
-        };
-        let _ = writeln!(
-            out,
-            "<rect x=\"{}\" y=\"{}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" rx=\"{round}\" \
-             fill=\"{fill}\" stroke=\"black\"/><text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-            place.x(),
-            place.y(),
-            place.x() + WIDTH / 2,
-            place.middle() + 4,
-            escape_xml(&thing.to_string())
-        );
+    for (index, (thing, place)) in graph.things.iter().zip(&places).enumerate() {
+        boxed(&mut out, thing, *place);
+        for (line, right) in graph.held(index).enumerate() {
+            let y = place.line(line);
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                out,
+                "<text x=\"{}\" y=\"{}\" font-size=\"11\">{}</text>",
+                place.x() + 10,
+                y + 4,
+                escape_xml(&right.does)
+            );
+            if let Some(to) = places.get(right.to) {
+                arrow(&mut out, *place, y, *to, right.call);
+            }
+        }
     }
     out + "</svg>\n"
 }
 
-fn arrow(out: &mut String, from: Place, to: Place, does: &str, call: bool) {
+fn boxed(out: &mut String, thing: &Thing, place: Place) {
+    let (round, fill) = match thing {
+        Thing::Component { .. } => (8, "#e8f0fe"),
+        Thing::GuestMemory { .. } | Thing::Vcpus { .. } => (0, "#fce8e6"),
+        _ => (0, "#f1f3f4"),
+    };
+    let _ = writeln!(
+        out,
+        "<rect x=\"{}\" y=\"{}\" width=\"{WIDTH}\" height=\"{}\" rx=\"{round}\" fill=\"{fill}\" \
+         stroke=\"black\"/>\n<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" \
+         font-weight=\"bold\">{}</text>",
+        place.x(),
+        place.y,
+        place.height(),
+        place.x() + WIDTH / 2,
+        place.y + 17,
+        escape_xml(&thing.to_string())
+    );
+}
+
+fn arrow(out: &mut String, from: Place, y0: usize, to: Place, call: bool) {
     let dash = if call {
         " stroke-dasharray=\"5,3\""
     } else {
         ""
     };
-    let (start, y0, y1) = (from.x() + WIDTH, from.middle(), to.middle());
-    // Within a column the arrow leaves and arrives on the right.
-    let (end, bend) = if to.column > from.column {
-        (to.x(), (to.x() - start) / 2)
+    let (start, y1) = (from.x() + WIDTH, to.y + HEAD / 2);
+    // To a box of the same column, the arrow goes around on the right.
+    let (end, first, second) = if to.column > from.column {
+        let bend = (to.x() - start) / 2;
+        (to.x(), start + bend, to.x() - bend)
     } else {
-        (to.x() + WIDTH, 70 + 6 * from.row)
+        let end = to.x() + WIDTH;
+        (end, start.max(end) + 70, end + 70)
     };
-    let second = if to.column > from.column {
-        end - bend
-    } else {
-        end + bend
-    };
-    let first = start + bend;
     let _ = writeln!(
         out,
         "<path d=\"M{start},{y0} C{first},{y0} {second},{y1} {end},{y1}\" fill=\"none\" \
-         stroke=\"#555\"{dash} marker-end=\"url(#tip)\"><title>{}</title></path>",
-        escape_xml(does)
-    );
-    // Beside the start, where arrows are apart from those of other boxes.
-    let (x, y) = ((start * 3 + first) / 4, (y0 * 5 + y1) / 6);
-    let _ = writeln!(
-        out,
-        "<text x=\"{x}\" y=\"{y}\" font-size=\"9\" fill=\"#333\">{}</text>",
-        escape_xml(does)
+         stroke=\"#555\"{dash} marker-end=\"url(#tip)\"/>"
     );
 }

@@ -303,7 +303,7 @@ impl fmt::Display for Contents {
             };
             writeln!(
                 f,
-                "\ncomponent {}: {} KiB, {} threads, CPU {}, priority {}{each}",
+                "\ncomponent {}: {} KiB, threads {}, CPU {}, priority {}{each}",
                 shown(&c.name),
                 c.memory_bytes >> 10,
                 u64::from(c.threads) + 1,

@@ -140,6 +140,16 @@ fn an_audit_names_every_holder() {
 }
 
 #[test]
+fn an_audit_names_who_rules_through_root() {
+    let more = "[[component]]\nname = \"bench\"\nneeds = [\"operator\"]\n";
+    let text = Graph::of(&system(more)).to_string();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("who may have root"));
+    assert!(line.is_some_and(|line| line.contains("bench")), "{text}");
+}
+
+#[test]
 fn pictures_show_every_thing_and_every_right() {
     let graph = Graph::of(&system(""));
     let (dot, svg) = (draw::dot(&graph), draw::svg(&graph));
@@ -151,7 +161,13 @@ fn pictures_show_every_thing_and_every_right() {
         assert!(svg.contains(&format!(">{thing}</text>")), "{svg}");
     }
     assert_eq!(dot.matches(" -> ").count(), graph.rights.len());
-    assert_eq!(svg.matches("<path d=\"M").count() - 1, graph.rights.len());
+    assert_eq!(svg.matches("marker-end").count(), graph.rights.len());
+    for right in &graph.rights {
+        assert!(
+            svg.contains(&format!(">{}</text>", right.does)),
+            "{right:?}"
+        );
+    }
 }
 
 #[test]
