@@ -9,8 +9,9 @@ use crate::{Name, interface, message};
 #[message]
 #[derive(Copy)]
 pub struct Inventory {
-    /// Frames of 4 KiB that the core made something of in the memory that root lives on.
-    pub own_frames: u64,
+    /// Frames of 4 KiB that the core made something of, in all memory that root holds. A frame
+    /// counts once for each memory that it was carved from.
+    pub used_frames: u64,
     /// Memory that nobody has, in KiB.
     pub free_kib: u64,
     /// Slots of root's that root's books call empty.

@@ -68,8 +68,10 @@ impl<const N: usize> Ring<N> {
 
     /// The reading side.
     pub fn reader(&self) -> Reader<'_, N> {
+        let tail = self.tail.load(Ordering::Relaxed);
         Reader {
-            tail: self.tail.load(Ordering::Relaxed),
+            tail,
+            released: tail,
             ring: self,
         }
     }
@@ -140,6 +142,8 @@ impl<const N: usize> Writer<'_, N> {
 pub struct Reader<'a, const N: usize> {
     ring: &'a Ring<N>,
     tail: u32,
+    /// What the writer was told last.
+    released: u32,
 }
 
 impl<const N: usize> Reader<'_, N> {
@@ -151,19 +155,40 @@ impl<const N: usize> Reader<'_, N> {
             return Ok(used);
         }
         self.tail = head;
+        self.released = head;
         self.ring.tail.store(head, Ordering::Release);
         Err(Damaged)
     }
 
     /// Reads as much as there is, up to the length of `bytes`; answers how much that was.
     pub fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Damaged> {
+        let count = self.borrow(bytes)?;
+        self.release(0);
+        Ok(count)
+    }
+
+    /// As [`Reader::read`], but what was read stays in the ring until [`Reader::release`]: a reader
+    /// that dies before it is done with it leaves it to the next one.
+    pub fn borrow(&mut self, bytes: &mut [u8]) -> Result<usize, Damaged> {
         let count = self.available()?.min(bytes.len());
         for byte in bytes.iter_mut().take(count) {
             *byte = self.ring.byte(self.tail).load(Ordering::Relaxed);
             self.tail = self.tail.wrapping_add(1);
         }
-        self.ring.tail.store(self.tail, Ordering::Release);
         Ok(count)
+    }
+
+    /// Gives the writer the room of everything that was read but the last `keep` bytes. True if
+    /// there was any.
+    pub fn release(&mut self, keep: usize) -> bool {
+        let done = self.tail.wrapping_sub(keep.min(N) as u32);
+        // Only forward: what was dropped as damaged is not taken back.
+        let forward = (1..=N as u32).contains(&done.wrapping_sub(self.released));
+        if forward {
+            self.released = done;
+            self.ring.tail.store(done, Ordering::Release);
+        }
+        forward
     }
 }
 
@@ -219,6 +244,24 @@ mod tests {
         assert_eq!(ring.writer().write(b"d"), 1);
         assert_eq!(ring.reader().read(&mut out), Ok(2));
         assert_eq!(&out, b"cd");
+    }
+
+    #[test]
+    fn what_a_dead_reader_did_not_release_is_read_again() {
+        let ring = Ring::<1024>::new();
+        let mut writer = ring.writer();
+        writer.write(b"one\ntwo\nthr");
+        let mut reader = ring.reader();
+        let mut out = [0; 16];
+        assert_eq!(reader.borrow(&mut out), Ok(11));
+        assert_eq!(writer.space(), 1013);
+        assert!(reader.release(3));
+        assert!(!reader.release(3));
+        assert_eq!(writer.space(), 1021);
+        let mut next = ring.reader();
+        assert_eq!(next.read(&mut out), Ok(3));
+        assert_eq!(&out[..3], b"thr");
+        assert_eq!(writer.space(), 1024);
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl SupervisorServer for Everything {
 impl AdminServer for Everything {
     fn inventory(&mut self, _: u64) -> Inventory {
         Inventory {
-            own_frames: 1,
+            used_frames: 1,
             free_kib: 2,
             free_slots: 3,
             held_slots: 4,

@@ -219,6 +219,14 @@ impl Mux {
         self.line.pop_front()
     }
 
+    /// The last bytes of a log that are no whole line yet, and shown nowhere.
+    pub fn unfinished(&self, client: ClientId) -> usize {
+        match self.clients.get(client.0).map(|client| &client.role) {
+            Some(Role::Log { line }) => line.len(),
+            _ => 0,
+        }
+    }
+
     /// True if nothing waits for the line.
     pub fn is_drained(&self) -> bool {
         self.line.is_empty()

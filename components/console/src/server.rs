@@ -207,7 +207,14 @@ impl Server {
             }
             if !moved {
                 self.uart.send(|| self.mux.next_byte());
-                return;
+                break;
+            }
+        }
+        // What has left for the line is nobody's any more. A console that dies before leaves it in
+        // the rings, and the next one shows it, some of it perhaps twice.
+        if self.mux.is_drained() {
+            for client in &mut self.clients {
+                client.release(&self.mux);
             }
         }
     }
@@ -289,13 +296,13 @@ impl Client {
 
     /// Takes output and brings input; true if something was moved.
     fn pump(&mut self, mux: &mut Mux) -> bool {
-        let mut moved = 0;
+        let mut moved = false;
         if mux.has_room() {
             let mut bytes = [0; TURN];
-            match self.output.read(&mut bytes) {
+            match self.output.borrow(&mut bytes) {
                 Ok(count) => {
                     mux.output(self.id, bytes.get(..count).unwrap_or(&[]));
-                    moved += count;
+                    moved = count != 0;
                 }
                 Err(idl::ring::Damaged) => mux.output(self.id, b"(ring damaged)\n"),
             }
@@ -304,16 +311,28 @@ impl Client {
         if !pending.is_empty() {
             let count = self.input.write(pending);
             mux.taken(self.id, count);
-            moved += count;
+            if count != 0 {
+                self.tell();
+                moved = true;
+            }
         }
-        if moved != 0
-            && let Some(wake) = self.wake
+        moved
+    }
+
+    /// Gives the client the room of what was shown.
+    fn release(&mut self, mux: &Mux) {
+        if self.output.release(mux.unfinished(self.id)) {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        if let Some(wake) = self.wake
             && wake.signal(1).is_err()
         {
             // Gone; what it wrote before is still shown.
             self.wake = None;
         }
-        moved != 0
     }
 }
 

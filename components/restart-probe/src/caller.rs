@@ -45,14 +45,20 @@ pub fn run(env: &Env) {
         let admin = Admin::connect(env.transport("admin")).map_err(|_| "no admin")?;
         let operator =
             OperatorClient::connect(env.transport("operator")).map_err(|_| "no operator")?;
+        let guest = |state| {
+            wait_for(|| matches!(operator.guest(0), Ok(Some(guest)) if guest.state == state))
+        };
         // Nothing else comes and goes while root's possessions are counted.
-        wait_for(
-            || matches!(operator.guest(0), Ok(Some(guest)) if guest.state == GuestState::Running),
-        )?;
+        guest(GuestState::Running)?;
         let victim = server("victim")?;
         once(env, &victim);
         policies(&server("mortal")?, &server("fragile")?);
         thousand(&victim, &admin)?;
+        // The judge pauses the guest when it has seen its console, and lets it go on.
+        log::info!("the console's turn, when the guest was paused");
+        guest(GuestState::Paused)?;
+        log::info!("paused");
+        guest(GuestState::Running)?;
         consoles(env, &admin)
     })();
     match outcome {
@@ -147,7 +153,6 @@ fn kill_console(env: &Env, admin: &Admin) -> Result<(), &'static str> {
 }
 
 fn consoles(env: &Env, admin: &Admin) -> Result<(), &'static str> {
-    log::info!("the console's turn");
     for _ in 0..WARM_UP {
         kill_console(env, admin)?;
     }

@@ -5,6 +5,7 @@ use alloc::collections::VecDeque;
 
 use idl::admin::{AdminError, AdminServer, Inventory};
 use idl::{Name, name};
+use sdk::abi::Kind;
 use sdk::prelude::*;
 use sdk::slots;
 
@@ -27,11 +28,12 @@ pub struct Desk<'a> {
 impl AdminServer for Desk<'_> {
     fn inventory(&mut self, _: u64) -> Inventory {
         let [.., free_kib] = self.bank.kib();
+        let (held_slots, used_frames) = held();
         Inventory {
-            own_frames: inspect(OWN, sdk::memory::own().slot()).map_or(0, |memory| memory.more),
+            used_frames,
             free_kib,
             free_slots: slots::free().into(),
-            held_slots: held(),
+            held_slots,
             heap_bytes: sdk::heap_used() as u64,
             running: self
                 .places
@@ -55,10 +57,14 @@ impl AdminServer for Desk<'_> {
     }
 }
 
-/// Slots of root's own space in which the core finds something; the space ends where it refuses.
-fn held() -> u64 {
+/// Slots of root's own space in which the core finds something, and frames that it made something
+/// of. The space ends where the core refuses.
+fn held() -> (u64, u64) {
     (1..)
         .map_while(|slot| inspect(OWN, slot).ok())
-        .filter(|slot| slot.kind != sdk::abi::Kind::Null)
-        .count() as u64
+        .fold((0, 0), |(slots, frames), slot| match slot.kind {
+            Kind::Null => (slots, frames),
+            Kind::Memory => (slots + 1, frames + slot.more),
+            _ => (slots + 1, frames),
+        })
 }

@@ -124,10 +124,10 @@ fn cause(report: &Report, corpse: &mut Corpse<'_>) -> Cause {
 fn refusal(report: &Report, instance: &Instance) {
     let [call, first, second] = report.refused;
     let number = call & 0xffff_ffff;
-    let Some(row) = CALLS.iter().find(|row| row.call as u64 == number) else {
+    let row = CALLS.iter().find(|row| row.call as u64 == number);
+    let (Some(row), Some(status)) = (row, Status::from_raw(call >> 32)) else {
         return;
     };
-    let status = Status::from_raw(call >> 32);
     log::error!(
         "  last refused: {}({first:#x}, {second:#x}): {status:?}",
         row.name
