@@ -151,7 +151,7 @@ fn run(cli: &Cli) -> Result<bool> {
             Group::Guests => guests::run(&mut machines, &mut report),
             Group::Hostile => hostile::run(&mut machines, &mut report, cli.controls, cli.full),
             Group::Restart => restart::run(&mut machines, &mut report),
-            Group::Oracle => xen::record::run(&mut machines, &mut report),
+            Group::Oracle => xen::record::run(&mut machines, &mut report, cli.full),
             Group::Size => size::run(&machines.workspace, &mut report),
             Group::Bench => bench::run(&mut machines, &mut report, cli.json),
         }
