@@ -1,0 +1,241 @@
+//! Claims about threads, time and notifications.
+
+use sdk::abi::message::MessageInfo;
+use sdk::abi::{Call, FOREVER};
+use sdk::prelude::*;
+use sdk::time;
+
+use crate::lab::{
+    CPUS, Claim, Failure, Lab, OUTCOME, PRIORITY, RESULT, ROUNDS, SEEN, WRONG, Word, call, here,
+    outcome, same, until,
+};
+
+pub const CLAIMS: &[Claim] = &[
+    ("a_running_thread_moves", running),
+    ("a_ready_thread_moves", ready),
+    ("a_blocked_thread_moves", blocked),
+    ("a_deadline_moves_with_its_thread", deadline),
+    ("a_thread_moves_itself", itself),
+    ("no_call_is_lost_or_made_twice_by_moves", calls),
+    ("suspend_and_resume_reach_a_thread_anywhere", suspended),
+    ("cancel_ends_each_blocking_call", cancel),
+    ("a_bound_notification_reaches_a_receiver", bound),
+    ("a_spent_budget_leaves_the_cpu_to_others", budget),
+];
+
+fn wander() {
+    loop {
+        here();
+        ROUNDS.count();
+    }
+}
+
+fn running(lab: &mut Lab) -> Result<(), Failure> {
+    let worker = lab.worker(1, |_| wander())?;
+    SEEN.reaches("it starts on its CPU", 2)?;
+    for cpu in [2, 3, 1, 0, 2] {
+        worker.move_to(cpu)?;
+        if cpu == 0 {
+            // This thread is more urgent there.
+            let rounds = ROUNDS.get();
+            for _ in 0..1000 {
+                core::hint::spin_loop();
+            }
+            same("less urgent, it does not run", ROUNDS.get(), rounds)?;
+        } else {
+            SEEN.reaches("it goes on elsewhere", u64::from(cpu) + 1)?;
+            ROUNDS.grows("it runs there", 10)?;
+        }
+    }
+    worker.end()
+}
+
+fn ready(lab: &mut Lab) -> Result<(), Failure> {
+    let urgent = lab.another(1, PRIORITY + 2, (1, 1), |_| {
+        loop {
+            core::hint::spin_loop();
+        }
+    })?;
+    let worker = lab.worker(1, |_| wander())?;
+    worker.move_to(2)?;
+    SEEN.reaches("it runs on a CPU that is free", 3)?;
+    urgent.end()?;
+    worker.end()
+}
+
+fn blocked(lab: &mut Lab) -> Result<(), Failure> {
+    let note: Cap<cap::Notification> = lab.make()?;
+    let worker = lab.worker(1, move |_| {
+        let bits = note.wait(FOREVER);
+        here();
+        OUTCOME.set(RESULT + bits.unwrap_or(0));
+    })?;
+    worker.blocks()?;
+    worker.move_to(3)?;
+    note.signal(7)?;
+    OUTCOME.reaches("it hears the bits", RESULT + 7)?;
+    same("where it is", SEEN.get(), 4)?;
+    worker.end()
+}
+
+fn deadline(lab: &mut Lab) -> Result<(), Failure> {
+    let note: Cap<cap::Notification> = lab.make()?;
+    let worker = lab.worker(1, move |_| {
+        let waited = note.wait(time::now() + 300 * time::tsc_khz());
+        here();
+        outcome(waited);
+    })?;
+    worker.blocks()?;
+    worker.move_to(2)?;
+    OUTCOME.reaches("the wait ends", RESULT + Status::Timeout as u64)?;
+    same("where it is", SEEN.get(), 3)?;
+    worker.end()
+}
+
+fn itself(lab: &mut Lab) -> Result<(), Failure> {
+    let worker = lab.worker(1, |me| {
+        let moved = me.move_to(3);
+        here();
+        outcome(moved);
+    })?;
+    OUTCOME.reaches("it goes on", RESULT)?;
+    same("where it is", SEEN.get(), 4)?;
+    worker.end()
+}
+
+/// Signals a word and takes it back: each call does what it says just once.
+fn bounce(note: Cap<cap::Notification>) -> impl FnOnce(crate::lab::Worker) + Send + 'static {
+    move |_| {
+        loop {
+            if note.signal(5) != Ok(()) || note.poll() != Ok(5) {
+                WRONG.count();
+            }
+            ROUNDS.count();
+        }
+    }
+}
+
+fn calls(lab: &mut Lab) -> Result<(), Failure> {
+    let (note, other): (Cap<cap::Notification>, Cap<cap::Notification>) =
+        (lab.make()?, lab.make()?);
+    let worker = lab.worker(1, bounce(note))?;
+    // Company in the core, so that the calls meet at its lock.
+    let company = lab.another(3, PRIORITY, (1, 1), move |_| while other.poll().is_ok() {})?;
+    for round in 0..400 {
+        worker.move_to(1 + round % 2)?;
+        if round % 20 == 0 {
+            ROUNDS.grows("it goes on", 3)?;
+        }
+    }
+    ROUNDS.grows("it goes on in the end", 10)?;
+    same("calls that did something else", WRONG.get(), 0)?;
+    worker.end()?;
+    company.end()
+}
+
+fn suspended(lab: &mut Lab) -> Result<(), Failure> {
+    let note: Cap<cap::Notification> = lab.make()?;
+    let worker = lab.worker(1, bounce(note))?;
+    for round in 0..200 {
+        worker.thread.suspend()?;
+        let rounds = ROUNDS.get();
+        if round % 3 == 0 {
+            worker.move_to(1 + round % 3)?;
+        }
+        same("a suspended thread stands", ROUNDS.get(), rounds)?;
+        worker.thread.resume()?;
+        if round % 20 == 0 {
+            ROUNDS.grows("it goes on", 3)?;
+        }
+    }
+    ROUNDS.grows("it goes on in the end", 10)?;
+    same("calls that did something else", WRONG.get(), 0)?;
+    worker.end()
+}
+
+fn cancel(lab: &mut Lab) -> Result<(), Failure> {
+    let note: Cap<cap::Notification> = lab.make()?;
+    let (endpoint, reply): (Cap<cap::Endpoint>, Cap<cap::Reply>) = (lab.make()?, lab.make()?);
+    let [note, endpoint, reply] = [note.slot(), endpoint.slot(), reply.slot()].map(u64::from);
+    for (number, arguments) in [
+        (Call::Wait, [note, FOREVER, 0, 0]),
+        (Call::Call, [endpoint, 0, 0, 0]),
+        (Call::Receive, [endpoint, reply, FOREVER, 0]),
+    ] {
+        let worker = lab.worker(1, move |_| {
+            let (status, _) = call(number, arguments);
+            OUTCOME.set(RESULT + status as u64);
+        })?;
+        worker.blocks()?;
+        worker.thread.cancel()?;
+        OUTCOME.reaches("the call ends", RESULT + Status::Cancelled as u64)?;
+        worker.end()?;
+    }
+    Ok(())
+}
+
+fn bound(lab: &mut Lab) -> Result<(), Failure> {
+    static BADGE: Word = Word::new();
+    let note: Cap<cap::Notification> = lab.make()?;
+    let (endpoint, reply): (Cap<cap::Endpoint>, Cap<cap::Reply>) = (lab.make()?, lab.make()?);
+    let worker = lab.worker(1, move |_| {
+        loop {
+            let slots = [endpoint.slot(), reply.slot()].map(u64::from);
+            let (status, [badge, info, word]) =
+                call(Call::Receive, [slots[0], slots[1], FOREVER, 0]);
+            BADGE.set(badge);
+            OUTCOME.set(if status != Status::Ok {
+                status as u64
+            } else if info == MessageInfo::NOTIFICATION.0 {
+                RESULT + word
+            } else {
+                2 * RESULT + word
+            });
+            if info != MessageInfo::NOTIFICATION.0 {
+                let _ = call(Call::Reply, [slots[1], 0, word + 1, 0]);
+            }
+        }
+    })?;
+    note.bind_messages(worker.thread)?;
+    worker.blocks()?;
+    note.signal(6)?;
+    OUTCOME.reaches("bits arrive", RESULT + 6)?;
+    let caller = endpoint.mint(Rights::CALL, 77)?;
+    let (status, [_, _, answer]) = call(Call::Call, [caller.slot().into(), 0, 40, 0]);
+    same("the call", status as u64, Status::Ok as u64)?;
+    same("the answer", answer, 41)?;
+    same("the message", OUTCOME.get(), 2 * RESULT + 40)?;
+    same("the badge", BADGE.get(), 77)?;
+    worker.end()
+}
+
+fn budget(lab: &mut Lab) -> Result<(), Failure> {
+    static LIMITED: Word = Word::new();
+    let period = 50 * time::tsc_khz();
+    let worker = lab.worker(1, |_| {
+        loop {
+            ROUNDS.count();
+        }
+    })?;
+    ROUNDS.grows("it runs", 10)?;
+    let limited = lab.another(1, PRIORITY + 2, (period / 5, period), |_| {
+        loop {
+            LIMITED.count();
+        }
+    })?;
+    LIMITED.grows("the limited one runs", 10)?;
+    let (mine, others) = (LIMITED.get(), ROUNDS.get());
+    let end = time::now() + 40 * period;
+    until("the time is over", || time::now() >= end)?;
+    let (mine, others) = (LIMITED.get() - mine, ROUNDS.get() - others);
+    // A fifth is its right. How even a slow machine's time is decides how near that comes; without
+    // a limit it would have all.
+    if mine == 0 || mine > others {
+        return Err(Failure::Wrong("rounds of the limited one", mine, others));
+    }
+    // The limit goes as it came.
+    limited.sched.set(CPUS, 2, PRIORITY, 1, 1)?;
+    LIMITED.grows("it runs without a limit", 10)?;
+    limited.end()?;
+    worker.end()
+}
