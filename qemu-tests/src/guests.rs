@@ -22,6 +22,7 @@ pub fn run(machines: &mut Machines, report: &mut Report) {
     grub(machines, report);
     neighbours(machines, report);
     damaged_manifest(machines, report);
+    crate::shares::run(machines, report);
 }
 
 /// Linux is in its shell and runs a command.
@@ -58,7 +59,7 @@ fn interrupts(session: &mut Session, what: &str) -> Result<Vec<u64>> {
 }
 
 /// The loops that `count` shells in the guest do in five seconds, each on the vCPU of its number.
-fn spin(session: &mut Session, cpus: &[u32]) -> Result<Vec<u64>> {
+pub fn spin(session: &mut Session, cpus: &[u32]) -> Result<Vec<u64>> {
     let mut command = String::new();
     for cpu in cpus {
         command += &format!(

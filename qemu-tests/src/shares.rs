@@ -1,0 +1,325 @@
+//! Group `guests`, the part with several guests: fair shares of the CPUs, pause, destroy and create
+//! by the operator's command line, and what a guest costs in memory.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use image_builder::qemu::Machine;
+
+use crate::boot::{PROMPT, takes_a_command};
+use crate::guests::{spin, to_the_shell};
+use crate::machines::Machines;
+use crate::report::{Claim, Report};
+use crate::session::Session;
+
+/// Of what a guest does alone, in percent, what is left beside one that spins in every vCPU; an
+/// exact half less what switching costs, and what an emulator on a shared machine adds.
+const SHARE: u64 = 40;
+/// Rounds of measuring: a busy host takes loops away from single ones, and gives none.
+const ROUNDS: u32 = 5;
+/// How often a guest is created and destroyed.
+const LIVES: u32 = 50;
+/// Seconds until a guest is built, or gone, on a slow and shared machine.
+const BUILT: u64 = 240;
+/// Guests of `systems/ten.toml`.
+const TEN: u64 = 10;
+
+/// Runs them.
+pub fn run(machines: &mut Machines, report: &mut Report) {
+    if machines.wants("guests-shares") {
+        let session = machines
+            .image("shares")
+            .and_then(|image| machines.boot("guests-shares", &image, &Machine::of(&image)));
+        report.claims(session, SHARES);
+    }
+    if machines.wants("guests-ten") {
+        let session = machines
+            .image("ten")
+            .and_then(|image| machines.boot("guests-ten", &image, &Machine::of(&image)));
+        ten(session, report);
+    }
+}
+
+/// Types an operator's command; what it answers.
+pub fn ask(session: &mut Session, command: &str) -> Result<String> {
+    session.send(&format!("\x1d0{command}\r"))?;
+    session.expect(&format!("{command}\r\n"), 120)?;
+    session.expect("operator> ", 120)
+}
+
+/// An order, and what root says when it is carried out.
+fn order(session: &mut Session, order: &str, done: &str) -> Result<()> {
+    let answer = ask(session, order)?;
+    if !answer.contains(done) {
+        session
+            .expect(done, BUILT)
+            .with_context(|| format!("{order}: {answer:?}"))?;
+    }
+    Ok(())
+}
+
+/// The state that the operator's list shows of a guest.
+fn state(session: &mut Session, guest: &str) -> Result<String> {
+    let list = ask(session, "list")?;
+    list.lines()
+        .filter_map(|line| line.split_once(guest))
+        .find_map(|(before, rest)| {
+            before
+                .trim()
+                .is_empty()
+                .then(|| rest.split_whitespace().next())?
+        })
+        .map(str::to_owned)
+        .with_context(|| format!("{guest} is not in the list:\n{list}"))
+}
+
+/// Waits until a guest is in a state.
+fn becomes(session: &mut Session, guest: &str, wanted: &str) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(BUILT);
+    loop {
+        let now = state(session, guest)?;
+        if now == wanted {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "{guest} stays {now}");
+        // Only so that the list is not asked for all the time.
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Shows a guest's console.
+fn focus(session: &mut Session, guest: &str) -> Result<()> {
+    session.send(&format!("\x1d0console {guest}\r"))?;
+    session
+        .expect(&format!("[console] guest console: {guest}\r\n"), 120)
+        .map(|_| ())
+}
+
+/// KiB in all, guests', components' and free, and root's empty slots.
+fn info(session: &mut Session) -> Result<[u64; 5]> {
+    let text = ask(session, "info")?;
+    let numbers = |after: &str| -> Vec<u64> {
+        let rest = text.split(after).nth(1).unwrap_or_default();
+        let line = rest.lines().next().unwrap_or_default();
+        line.split(|c: char| !c.is_ascii_digit())
+            .filter_map(|word| word.parse().ok())
+            .collect()
+    };
+    match (&numbers("memory in KiB:")[..], &numbers("root has")[..]) {
+        ([all, guests, components, free], [slots]) => {
+            Ok([*all, *guests, *components, *free, *slots])
+        }
+        _ => bail!("the operator is told {text:?}"),
+    }
+}
+
+fn both_in_their_shells(session: &mut Session) -> Result<()> {
+    becomes(session, "worker", "running")?;
+    becomes(session, "spinner", "running")?;
+    // The other one would take half of the time that this one needs.
+    order(session, "pause spinner", "[root] guest spinner: paused")?;
+    focus(session, "worker")?;
+    to_the_shell(session)?;
+    order(session, "pause worker", "[root] guest worker: paused")?;
+    order(session, "unpause spinner", "[root] guest spinner: goes on")?;
+    focus(session, "spinner")?;
+    to_the_shell(session)?;
+    order(session, "unpause worker", "[root] guest worker: goes on")
+}
+
+const SHARES: &[Claim<Session>] = &[
+    (
+        "two_guests_of_two_vcpus_reach_their_shells",
+        both_in_their_shells,
+    ),
+    ("wrong_commands_are_named_and_change_nothing", |session| {
+        for (command, says) in [
+            ("pause nobody", "there is no guest nobody"),
+            ("frobnicate worker", "frobnicate: no such command"),
+            ("pause", "pause: which guest?"),
+            ("unpause worker", "guest worker is running: refused"),
+            ("create worker", "guest worker is running: refused"),
+        ] {
+            let answer = ask(session, command)?;
+            ensure!(answer.contains(says), "{command:?} answers {answer:?}");
+        }
+        ensure!(state(session, "worker")? == "running");
+        Ok(())
+    }),
+    ("pause_stops_a_guest_that_spins", |session| {
+        focus(session, "spinner")?;
+        session.send("while :; do echo ti''ck; done\n")?;
+        session.expect("tick", 60)?;
+        order(session, "pause spinner", "[root] guest spinner: paused")?;
+        // What it said before it was paused is shown now.
+        focus(session, "spinner")?;
+        focus(session, "worker")?;
+        session.shell("sleep 3", 60)?;
+        let before = session.text().matches("tick").count();
+        focus(session, "spinner")?;
+        focus(session, "worker")?;
+        session.shell("true", 60)?;
+        let later = session.text().matches("tick").count() - before;
+        // The end of its last line is shown again.
+        ensure!(later <= 1, "a paused guest said {later} lines");
+        Ok(())
+    }),
+    ("unpause_lets_it_go_on_where_it_was", |session| {
+        order(session, "unpause spinner", "[root] guest spinner: goes on")?;
+        focus(session, "spinner")?;
+        for _ in 0..50 {
+            session.expect("tick", 60)?;
+        }
+        session.send("\x03")?;
+        session.shell("true", 60).map(|_| ())
+    }),
+    ("a_paused_guests_clock_goes_on", |session| {
+        let uptime = |session: &mut Session| -> Result<f64> {
+            focus(session, "spinner")?;
+            let text = session.shell("cat /proc/uptime", 60)?;
+            let word = text.split_whitespace().next().context("no uptime")?;
+            Ok(word.parse()?)
+        };
+        let before = uptime(session)?;
+        order(session, "pause spinner", "[root] guest spinner: paused")?;
+        focus(session, "worker")?;
+        session.shell("sleep 6", 60)?;
+        order(session, "unpause spinner", "[root] guest spinner: goes on")?;
+        let gone = uptime(session)? - before;
+        ensure!(
+            gone >= 6.0,
+            "its clock went on by {gone} s while 6 s passed"
+        );
+        Ok(())
+    }),
+    ("a_spinning_guest_leaves_another_its_share", |session| {
+        focus(session, "spinner")?;
+        session.shell(
+            "for c in 1 2; do taskset $c sh -c 'while :; do :; done' & done",
+            60,
+        )?;
+        let (mut alone, mut beside) = (0, 0);
+        for round in 1..=ROUNDS {
+            order(session, "pause spinner", "[root] guest spinner: paused")?;
+            focus(session, "worker")?;
+            alone = alone.max(spin(session, &[0, 1])?.iter().sum());
+            order(session, "unpause spinner", "[root] guest spinner: goes on")?;
+            focus(session, "worker")?;
+            beside = beside.max(spin(session, &[0, 1])?.iter().sum());
+            println!("     round {round}: {alone} loops alone, {beside} beside a guest that spins");
+            ensure!(alone > 0, "nothing was counted");
+            if 100 * beside >= SHARE * alone {
+                ensure!(
+                    100 * beside < 90 * alone,
+                    "{beside} loops of {alone}: the other guest does not spin"
+                );
+                return Ok(());
+            }
+        }
+        bail!("{beside} loops beside a guest that spins, {alone} alone")
+    }),
+    (
+        "console_and_operator_answer_while_every_cpu_spins",
+        |session| {
+            focus(session, "worker")?;
+            session.shell("echo here", 60)?;
+            ensure!(state(session, "spinner")? == "running");
+            Ok(())
+        },
+    ),
+    (
+        "a_spinning_guest_is_destroyed_and_its_memory_is_free",
+        |session| {
+            let before = info(session)?;
+            order(
+                session,
+                "destroy spinner",
+                "[root] guest spinner: destroyed",
+            )?;
+            let after = info(session)?;
+            let freed = after[3] - before[3];
+            ensure!(
+                before[1] - after[1] == 256 * 1024 && freed >= 256 * 1024,
+                "before {before:?}, after {after:?}"
+            );
+            focus(session, "worker")?;
+            session.shell("true", 60).map(|_| ())
+        },
+    ),
+    ("a_guest_that_is_reset_starts_again", |session| {
+        order(session, "reset short", "[root] guest short: building")?;
+        becomes(session, "short", "running")?;
+        focus(session, "short")?;
+        session.expect("grub>", PROMPT)?;
+        takes_a_command(session)
+    }),
+    (
+        "fifty_lives_of_a_guest_leave_no_memory_and_no_slot_behind",
+        |session| {
+            order(session, "destroy short", "[root] guest short: destroyed")?;
+            let before = info(session)?;
+            for _ in 0..LIVES {
+                order(session, "create short", "[root] guest short: building")?;
+                becomes(session, "short", "running")?;
+                order(session, "destroy short", "[root] guest short: destroyed")?;
+            }
+            let after = info(session)?;
+            ensure!(after == before, "before {before:?}, after {after:?}");
+            Ok(())
+        },
+    ),
+    ("the_machine_is_whole_when_all_guests_are_gone", |session| {
+        order(session, "destroy worker", "[root] guest worker: destroyed")?;
+        let [_, guests, ..] = info(session)?;
+        ensure!(guests == 0, "{guests} KiB are still guests'");
+        order(session, "create worker", "[root] guest worker: building")?;
+        becomes(session, "worker", "running")?;
+        focus(session, "worker")?;
+        to_the_shell(session)
+    }),
+];
+
+/// Ten guests at once, and what they and the system take.
+fn ten(session: Result<Session>, report: &mut Report) {
+    let mut session = match session {
+        Ok(session) => session,
+        Err(error) => return report.fail("ten_guests_take_commands", format!("{error:#}")),
+    };
+    let session = &mut session;
+    report.claim("ten_guests_take_commands", || {
+        for guest in 0..TEN {
+            let guest = format!("g{guest}");
+            becomes(session, &guest, "running")?;
+            focus(session, &guest)?;
+            // A prompt that was shown before is shown again.
+            session.expect("grub>", PROMPT)?;
+            takes_a_command(session).context(guest)?;
+        }
+        Ok(())
+    });
+    let mut measured = None;
+    report.claim("nine_of_ten_are_destroyed", || {
+        let many = info(session)?;
+        for guest in 1..TEN {
+            order(
+                session,
+                &format!("destroy g{guest}"),
+                &format!("[root] guest g{guest}: destroyed"),
+            )?;
+        }
+        let one = info(session)?;
+        measured = Some((one, many));
+        focus(session, "g0")?;
+        takes_a_command(session)
+    });
+    if let Some((one, many)) = measured {
+        // Of 1 GiB: what the core keeps is not in root's hands.
+        let system = |info: [u64; 5]| (1 << 20) - info[1] - info[3];
+        let further = (system(many) - system(one)) / (TEN - 1);
+        println!(
+            "     the system itself: {} KiB with 1 guest, {} KiB with 10, {further} KiB each further one",
+            system(one),
+            system(many)
+        );
+    }
+}
