@@ -314,6 +314,9 @@ fn root_has_the_same(text: &str, when: &str) -> Result<()> {
 }
 
 fn thousand(text: &str) -> Result<()> {
+    let heard = said(text, "caller", "of 1000 callers ")?;
+    is(heard, "1000 heard Restarted")?;
+    is(said(text, "caller", "last instance: ")?, "Ok(101)")?;
     root_has_the_same(text, "after 1000 restarts")?;
     let count = restarts(text, "victim");
     ensure!(count >= RESTARTS, "only {count} restarts");
