@@ -55,6 +55,7 @@ impl Service {
                 }
             };
             let (ring, port) = &self.console;
+            let mut gone = false;
             if let (Some(attached), Some(writer), Some(reader)) =
                 (&mut self.attached, writer.as_mut(), reader.as_mut())
             {
@@ -65,11 +66,16 @@ impl Service {
                 if (out || input || bits & PEERS != 0)
                     && let Err(error) = attached.signal()
                 {
+                    // It stays down; the guest goes on without one.
                     log::warn!("the guest's console is gone: {error:?}");
+                    gone = true;
                 }
                 if out || input {
                     notify_guest(shared, *port);
                 }
+            }
+            if gone {
+                self.attached = None;
             }
             if bits & service::GUEST_STORE != 0 && self.store.0.serve(&shared.ram).unwrap_or(false)
             {
