@@ -20,6 +20,9 @@ use super::system::Tools;
 
 /// Where the page of a ring that is attached from the start is mapped.
 const ATTACHED_ADDRESS: u64 = 0x6000_0000_0000;
+/// A VMM's first thread gets one part in so many of its CPU's time, each of these periods.
+const SERVICE_SHARE: u64 = 20;
+const SERVICE_PERIOD_MS: u64 = 10;
 /// Least memory that a component gets for its own use.
 const OWN_MEMORY: u64 = 64 * 1024;
 
@@ -115,6 +118,8 @@ pub struct Instance {
     maker: Maker,
     /// Its threads, the first one first.
     pub threads: Vec<Cap<cap::Thread>>,
+    /// The first one's time.
+    sched: Cap<cap::SchedContext>,
     /// Its notification, without a badge.
     pub notification: Cap<cap::Notification>,
     /// Guest frames that are mapped into it: first, count.
@@ -126,6 +131,7 @@ pub struct Instance {
 /// What building an instance leads to.
 struct Built {
     threads: Vec<Cap<cap::Thread>>,
+    sched: Cap<cap::SchedContext>,
     notification: Cap<cap::Notification>,
     wires: Vec<(u32, String)>,
 }
@@ -216,11 +222,13 @@ impl Instance {
         match Self::build(tools, &mut maker, order, &image, bytes, &size) {
             Ok(Built {
                 threads,
+                sched,
                 notification,
                 wires,
             }) => Ok(Instance {
                 maker,
                 threads,
+                sched,
                 notification,
                 wires,
                 guest: order
@@ -269,7 +277,9 @@ impl Instance {
             space: caps,
             next: SLOT_FIRST,
         };
-        let priority = order.component.priority;
+        // A VMM starts as one more equal of all vCPUs, whatever it takes; see `serve_guest`.
+        let vmm = order.guest.as_ref().is_some_and(|g| !g.cpus.is_empty());
+        let priority = order.component.priority.saturating_sub(vmm.into());
         let (thread, sched) = new_thread(maker, space, order, priority, order.component.cpu, 0)
             .during("make its thread")?;
         let notification: Cap<cap::Notification> = maker.one(0).during("make its notification")?;
@@ -390,9 +400,20 @@ impl Instance {
         });
         Ok(Built {
             threads,
+            sched,
             notification,
             wires: wires.chain(serves).collect(),
         })
+    }
+
+    /// A VMM's first thread, which serves its guest's console and store, goes above all vCPUs, so
+    /// that no guest keeps it waiting; a guest can keep it busy, so it gets little time there.
+    pub fn serve_guest(&self, tools: &Tools, component: &Component) -> Result<(), Status> {
+        let period = tools.info.tsc_khz.max(1) * SERVICE_PERIOD_MS;
+        let budget = (period / SERVICE_SHARE).max(1);
+        let (cpu, priority) = (component.cpu, component.priority);
+        self.sched
+            .set(Cap::new(boot::SLOT_CPUS), cpu, priority, budget, period)
     }
 
     /// Stops all threads: they take no message any more.
@@ -560,7 +581,7 @@ fn add_guest(
             .give(frame(index), Rights::ALL, 0)
             .during("give it the guest's memory")?;
     }
-    // Below the VMM's own threads, so that its service thread is never kept waiting by a guest.
+    // Below the VMM's first thread; see `serve_guest`.
     let priority = order.component.priority.saturating_sub(1);
     for &cpu in guest.cpus {
         let right = further_thread(maker, files.space, order, wiring, priority, cpu, threads)

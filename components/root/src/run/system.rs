@@ -456,6 +456,15 @@ impl System {
             News::Ready => {
                 if let Some(guest) = guest.filter(|&guest| self.guests[guest].vmm == index) {
                     self.guests[guest].ready = true;
+                    let place = &self.places[index];
+                    let component = &self.manifest.components[place.component];
+                    let set = place
+                        .instance
+                        .as_ref()
+                        .map(|instance| instance.serve_guest(&self.tools, component));
+                    if let Some(Err(status)) = set {
+                        log::error!("component {}: keeps its priority: {status:?}", place.name);
+                    }
                 }
                 if self.places[index].state == State::Starting {
                     self.places[index].state = State::Ready;
