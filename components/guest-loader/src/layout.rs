@@ -16,6 +16,9 @@ use alloc::vec::Vec;
 pub const LOW_END: u64 = 3 << 30;
 /// Guest-physical start of the upper part of RAM.
 pub const HIGH_START: u64 = 4 << 30;
+/// Start info, memory map and command line end at or below this: the tables with which Linux starts
+/// (arch/x86/platform/pvh) map no more than the first GiB.
+pub const START_INFO_END: u64 = 1 << 30;
 /// Bytes at the end of lower RAM that hold ACPI tables.
 pub const ACPI_BYTES: u64 = 64 << 10;
 /// First of the special pages.

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Input};
 use crate::kernel::Kernel;
-use crate::layout::{ACPI_BYTES, PAGE, RAM_MIN, acpi_start, low_end, memory_map};
+use crate::layout::{ACPI_BYTES, PAGE, RAM_MIN, START_INFO_END, acpi_start, low_end, memory_map};
 use crate::{acpi, bzimage, kernel, payload, start_info};
 use alloc::vec::Vec;
 
@@ -89,6 +89,7 @@ pub fn load(guest: &Guest<'_>, ram: &mut [u8]) -> Result<Loaded, Error> {
         rsdp,
         map: &map,
     };
+    let top = top.min(START_INFO_END);
     let at = place(top, floor, start_info::size(&facts), Input::Cmdline)?;
     put(ram, at, &start_info::encode(&facts, at));
     Ok(Loaded {

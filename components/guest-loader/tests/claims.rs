@@ -60,6 +60,28 @@ fn an_elf_kernel_lands_where_it_says_with_its_start_info() {
 }
 
 #[test]
+fn start_info_is_in_reach_of_a_linux_that_starts_however_large_the_guest() {
+    let kernel = elf_kernel(0x2000);
+    let initrd = [7; 5000];
+    for ram in [32 * MIB, 1025 * MIB, 1536 * MIB] {
+        // Zero pages that nobody touches take no memory here.
+        let mut bytes = vec![0u8; ram as usize];
+        let guest = Guest {
+            ram,
+            ..guest(&kernel, Some(&initrd))
+        };
+        let loaded = load(&guest, &mut bytes).expect("loads");
+        let info = loaded.start_info;
+        let cmdline = long(&bytes, info + 24);
+        let map = long(&bytes, info + 40);
+        for at in [info, cmdline + 13, map + 24 * 8] {
+            assert!(at <= 1 << 30, "{at:#x} in a guest of {ram:#x}");
+        }
+        assert_eq!(word(&bytes, info), 0x336e_c578);
+    }
+}
+
+#[test]
 fn acpi_tables_have_right_checksums_and_name_each_processor() {
     let kernel = elf_kernel(0x2000);
     let mut ram = vec![0u8; 32 << 20];
