@@ -139,6 +139,7 @@ impl Workspace {
         if control.is_some() {
             // Built once, booted once.
             command.env("CARGO_PROFILE_RELEASE_LTO", "off");
+            command.env("CARGO_PROFILE_RELEASE_DEBUG", "0");
             command.env("CARGO_INCREMENTAL", "0");
         }
         // Paths of this machine must not get into images.
