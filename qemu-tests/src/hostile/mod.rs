@@ -14,10 +14,10 @@ pub mod guests;
 use crate::machines::Machines;
 use crate::report::Report;
 
-/// Runs the group; with `controls` all tests that must fail instead of the quick ones;
-/// with `full`, all seeds of random hypercalls.
+/// Runs the group; with `controls` all tests that must fail instead of the quick ones; with `full`,
+/// these and all seeds of random hypercalls.
 pub fn run(machines: &mut Machines, report: &mut Report, controls: bool, full: bool) {
     components::run(machines, report);
     guests::run(machines, report, full);
-    controls::run(machines, report, controls);
+    controls::run(machines, report, controls || full);
 }
