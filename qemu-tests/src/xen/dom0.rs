@@ -13,27 +13,28 @@ use super::Xen;
 
 /// The version whose answers are the measure.
 pub const VERSION: &str = "4.17";
-/// Where Debian has Xen's programs and libraries.
-const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
-/// Packages that hold the libraries of the programs below; those of Xen first.
-const PACKAGES: &[&str] = &[
-    "libxenmisc4.17",
-    "libxencall1",
-    "libxendevicemodel1",
-    "libxenevtchn1",
-    "libxenforeignmemory1",
-    "libxengnttab1",
-    "libxenhypfs1",
-    "libxenstore4",
-    "libxentoolcore1",
-    "libxentoollog1",
-    "libyajl2",
-    "libuuid1",
-    "libzstd1",
-    "libc6",
-    "libgcc-s1",
-    "zlib1g",
-    "liblzma5",
+/// Where Debian 12 has libraries.
+const USR: &str = "usr/lib/x86_64-linux-gnu";
+const ROOT: &str = "lib/x86_64-linux-gnu";
+/// Packages that hold the libraries of the programs below, and where in them.
+const PACKAGES: &[(&str, &str)] = &[
+    ("libxenmisc4.17", USR),
+    ("libxencall1", USR),
+    ("libxendevicemodel1", USR),
+    ("libxenevtchn1", USR),
+    ("libxenforeignmemory1", USR),
+    ("libxengnttab1", USR),
+    ("libxenhypfs1", USR),
+    ("libxenstore4", USR),
+    ("libxentoolcore1", USR),
+    ("libxentoollog1", USR),
+    ("libyajl2", USR),
+    ("libuuid1", USR),
+    ("libzstd1", USR),
+    ("libc6", ROOT),
+    ("libgcc-s1", ROOT),
+    ("zlib1g", ROOT),
+    ("liblzma5", ROOT),
 ];
 /// Of them, the files whose names begin so.
 const WANTED: &[&str] = &[
@@ -48,7 +49,8 @@ const WANTED: &[&str] = &[
     "libz.so",
     "libzstd.so",
 ];
-/// Programs of the toolstack. No console daemon works for the guests here: they print to Xen's log.
+/// Programs of the toolstack. The guests here print to Xen's log, but
+/// `xl` waits for the console daemon.
 const PROGRAMS: &[&str] = &["xl", "xenstored", "xenconsoled", "xen-init-dom0"];
 /// Kernel modules that the toolstack opens devices of, in the order of loading.
 const MODULES: &[&str] = &["xen-privcmd", "xenfs/xenfs", "xen-evtchn", "xen-gntdev"];
@@ -162,13 +164,9 @@ fn initramfs(cache: &Cache, kernel: &Path, guests: &[Guest<'_>]) -> Result<Vec<u
         let content = fs::read(utils.join(&name)).with_context(|| format!("no {program}"))?;
         add(&name, PROGRAM, &content);
     }
-    for package in PACKAGES {
-        // A package has its libraries in one of the two.
-        let found = LIBRARIES.iter().find_map(|folder| {
-            let root = cache.folder(package, None, &format!("./{folder}")).ok()?;
-            Some(root.join(folder)).filter(|folder| folder.is_dir())
-        });
-        let folder = found.with_context(|| format!("package {package} has no libraries"))?;
+    for (package, libraries) in PACKAGES {
+        let root = cache.folder(package, None, &format!("./{libraries}"))?;
+        let folder = root.join(libraries);
         let mut files: Vec<_> = fs::read_dir(&folder)?.collect::<Result<_, _>>()?;
         files.sort_by_key(fs::DirEntry::file_name);
         for file in files {
