@@ -3,7 +3,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`host`], [`boot`], [`guests`], [`hostile`], [`restart`], [`size`], [`mod@bench`] | the groups |
+//! | [`host`], [`boot`], [`guests`], [`hostile`], [`selftest`], [`restart`], [`size`], [`mod@bench`] | the groups |
 //! | [`session`] | a machine under test: type, wait, transcript |
 //! | [`machines`] | images, each built once |
 //! | [`report`] | claims, summary, skips |
@@ -21,6 +21,7 @@ mod machines;
 mod report;
 mod restart;
 mod rust_text;
+mod selftest;
 mod session;
 mod shares;
 mod size;
@@ -77,6 +78,8 @@ enum Group {
     Restart,
     /// Not run unless it is named: records anew what a real Xen answers to hostile guests.
     Oracle,
+    /// The core's calls, driven from ring 3 on four CPUs.
+    Selftest,
     /// Lines and unsafe blocks of the core.
     Size,
     /// Instructions of single operations.
@@ -89,6 +92,7 @@ const ALL: &[Group] = &[
     Group::Boot,
     Group::Guests,
     Group::Hostile,
+    Group::Selftest,
     Group::Restart,
     Group::Bench,
 ];
@@ -127,7 +131,13 @@ fn run(cli: &Cli) -> Result<bool> {
     if groups.iter().any(|group| {
         matches!(
             group,
-            Group::Boot | Group::Guests | Group::Hostile | Group::Oracle | Group::Restart | Group::Bench
+            Group::Boot
+                | Group::Guests
+                | Group::Hostile
+                | Group::Oracle
+                | Group::Restart
+                | Group::Selftest
+                | Group::Bench
         )
     }) {
         tools.push(packages::QEMU);
@@ -152,6 +162,7 @@ fn run(cli: &Cli) -> Result<bool> {
             Group::Hostile => hostile::run(&mut machines, &mut report, cli.controls, cli.full),
             Group::Restart => restart::run(&mut machines, &mut report),
             Group::Oracle => xen::record::run(&mut machines, &mut report, cli.full),
+            Group::Selftest => selftest::run(&mut machines, &mut report),
             Group::Size => size::run(&machines.workspace, &mut report),
             Group::Bench => bench::run(&mut machines, &mut report, cli.json),
         }

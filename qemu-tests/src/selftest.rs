@@ -1,0 +1,88 @@
+//! Group `selftest`: the component of that name in root's place on four CPUs. Every claim is its
+//! own; here is the list of what it must say, so that a claim that is left out is noticed.
+
+use anyhow::{Context, Result, bail};
+use image_builder::qemu::Machine;
+
+use crate::machines::Machines;
+use crate::report::Report;
+
+/// Its claims, in its order.
+const CLAIMS: &[&str] = &[
+    "a_running_thread_moves",
+    "a_ready_thread_moves",
+    "a_blocked_thread_moves",
+    "a_deadline_moves_with_its_thread",
+    "a_thread_moves_itself",
+    "no_call_is_lost_or_made_twice_by_moves",
+    "suspend_and_resume_reach_a_thread_anywhere",
+    "cancel_ends_each_blocking_call",
+    "a_bound_notification_reaches_a_receiver",
+    "a_spent_budget_leaves_the_cpu_to_others",
+    "no_read_succeeds_after_a_revoke",
+    "a_revoke_of_many_pages_reaches_every_one",
+    "an_instruction_that_exits_is_reported",
+    "a_poke_is_sticky_and_a_deadline_ends_a_run",
+    "a_vcpu_runs_once_at_a_time",
+    "a_poke_ends_a_run_elsewhere",
+    "a_cancel_ends_a_run",
+    "a_bound_notification_ends_a_run",
+    "a_running_vcpu_moves_with_its_thread",
+    "a_vcpus_fpu_follows_it",
+    "a_vcpu_is_destroyed_while_it_runs",
+    "a_suspended_run_goes_on_elsewhere",
+    "a_guest_page_that_is_unmapped_is_gone_at_once",
+    "an_interrupt_waits_for_its_window",
+    "an_nmi_waits_for_the_end_of_the_last",
+    "extended_state_is_set_and_got",
+    "debug_registers_are_the_guests_own",
+    "a_breakpoint_reaches_the_guest",
+    "ports_are_given_and_taken_back",
+];
+
+/// Runs the group.
+pub fn run(machines: &mut Machines, report: &mut Report) {
+    const TITLE: &str = "selftest";
+    if !machines.wants(TITLE) {
+        return;
+    }
+    let text = transcript(machines, TITLE);
+    let text = match text {
+        Ok(text) => text,
+        Err(error) => return report.fail("the_component_runs", format!("{error:#}")),
+    };
+    for &name in CLAIMS {
+        report.claim(name, || holds(&text, name));
+    }
+    report.claim("every_claim_is_listed", || {
+        let said = |line: &&str| line.starts_with("selftest: ") && !line.ends_with("CPUs");
+        // All but the last line, which is no claim.
+        let all = text.lines().map(str::trim).filter(said).count() - 1;
+        let listed = CLAIMS.len();
+        match all == listed {
+            true => Ok(()),
+            false => bail!("it made {all} claims, {listed} are listed"),
+        }
+    });
+}
+
+/// What it wrote until it was done.
+fn transcript(machines: &mut Machines, title: &str) -> Result<String> {
+    let image = machines.image(title)?;
+    let mut session = machines.boot(title, &image, &Machine::of(&image))?;
+    // A claim may wait half a minute for a condition.
+    let all = session.saw("selftest: done", 300);
+    all.context("its last line")?;
+    Ok(session.text())
+}
+
+/// The claim's line says that it holds.
+fn holds(text: &str, name: &str) -> Result<()> {
+    let start = format!("selftest: {name} ");
+    let line = text.lines().find_map(|line| line.strip_prefix(&start));
+    match line.map(str::trim) {
+        Some("ok") => Ok(()),
+        Some(other) => bail!("{other}"),
+        None => bail!("it says nothing of it"),
+    }
+}
