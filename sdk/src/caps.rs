@@ -539,7 +539,7 @@ impl VcpuCap for Cap<Vcpu> {
     }
     #[inline(always)]
     fn run(self) -> Result<(), Status> {
-        raw::status(Call::VcpuRun, [self.slot().into(), 0, 0, 0, 0, 0])
+        raw::status_of_one(Call::VcpuRun, self.slot().into())
     }
     fn poke(self) -> Result<(), Status> {
         vcpu_control(self, vcpu::Op::Poke, 0, 0).map(|_| ())

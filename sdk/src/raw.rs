@@ -51,6 +51,46 @@ pub(crate) fn status(number: Call, arguments: [u64; 6]) -> Result<(), Status> {
     call(number, arguments).0.result()
 }
 
+/// A call with one argument, of which only the status matters. The other argument registers hold
+/// whatever they held: a call does not look at those that it has no argument in.
+#[cfg(target_os = "none")]
+#[inline(always)]
+pub(crate) fn status_of_one(number: Call, argument: u64) -> Result<(), Status> {
+    let mut rax = number as u64;
+    // SAFETY: as in `call`.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            inlateout("rax") rax,
+            inlateout("rdi") argument => _,
+            lateout("rsi") _,
+            lateout("rdx") _,
+            lateout("r10") _,
+            lateout("r8") _,
+            lateout("r9") _,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    if rax == Status::Ok as u64 {
+        return Ok(());
+    }
+    refused(rax)
+}
+
+#[cfg(target_os = "none")]
+#[cold]
+fn refused(rax: u64) -> Result<(), Status> {
+    Err(Status::from_raw(rax).unwrap_or(Status::InvalidCall))
+}
+
+/// On a host there is no core: every call is unknown.
+#[cfg(not(target_os = "none"))]
+pub(crate) fn status_of_one(_number: Call, _argument: u64) -> Result<(), Status> {
+    Err(Status::InvalidCall)
+}
+
 /// A call that is repeated while the core says that it made progress.
 pub(crate) fn status_until_done(number: Call, arguments: [u64; 6]) -> Result<(), Status> {
     loop {

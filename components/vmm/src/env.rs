@@ -53,6 +53,7 @@ impl<'a> Effects<'a> {
         }
     }
 
+    #[inline(never)]
     fn post(&self, vcpu: u32, flags: u32) {
         if let Some(mailbox) = self.shared.mailboxes.get(vcpu as usize) {
             mailbox.post(flags, vcpu == self.vcpu);
@@ -65,12 +66,14 @@ impl Env for Effects<'_> {
         time::now()
     }
 
+    #[inline(always)]
     fn translate(&mut self, linear: u64, access: xen_abi::Access) -> Option<u64> {
         let write = access == xen_abi::Access::Write;
         let lookaside = self.lookaside.as_mut()?;
         lookaside.translate(&self.shared.ram, linear, write).ok()
     }
 
+    #[inline(always)]
     fn upcall(&mut self, vcpu: u32, how: Upcall) {
         match how {
             Upcall::WakeOnly | Upcall::Line(LegacyLine::Gsi(_) | LegacyLine::PciIntx { .. }) => {

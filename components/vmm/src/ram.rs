@@ -32,6 +32,7 @@ pub struct Ram {
     base: u64,
     bytes: u64,
     special: u64,
+    special_bytes: u64,
     /// Changes after each change of what is where.
     layout: AtomicU64,
     /// Bit [`filter_bit`] of every guest frame at which a special frame ever was.
@@ -80,6 +81,7 @@ impl Ram {
             base,
             bytes,
             special,
+            special_bytes: special_frames * PAGE,
             layout: AtomicU64::new(0),
             special_filter: AtomicU64::new(0),
             plain: plain.map(AtomicU64::new).collect(),
@@ -108,7 +110,7 @@ impl Ram {
     }
 
     /// True while RAM is mapped at this guest frame.
-    #[inline]
+    #[inline(always)]
     pub fn is_plain(&self, gfn: u64) -> bool {
         usize::try_from(gfn >> 6)
             .ok()
@@ -198,39 +200,50 @@ impl Ram {
         if (address & (PAGE - 1)) + bytes > PAGE {
             return Err(Unbacked);
         }
+        self.byte_place(address)
+    }
+
+    /// Own address of an aligned word of `bytes` bytes.
+    #[inline(always)]
+    fn word_place(&self, address: u64, bytes: u64) -> Result<u64, Unbacked> {
+        if address & (bytes - 1) != 0 {
+            return Err(Unbacked);
+        }
+        self.byte_place(address)
+    }
+
+    /// Own address of what is at `address`, up to the end of its page.
+    #[inline(always)]
+    fn byte_place(&self, address: u64) -> Result<u64, Unbacked> {
+        // Special frames by their own addresses first: those are constants of the Xen ABI's code,
+        // which then has nothing to compare but the range's end.
+        if let Some(offset) = address.checked_sub(SpecialFrame::BASE) {
+            return self.special_place(offset);
+        }
         if self.is_plain(address / PAGE) {
             return Ok(self.base + offset(address));
         }
-        self.place_special(address)
+        self.mapped_special_place(address)
     }
 
-    #[inline]
-    fn place_special(&self, address: u64) -> Result<u64, Unbacked> {
-        let index = if address >= SpecialFrame::BASE {
-            (address - SpecialFrame::BASE) / PAGE
-        } else {
-            self.special_of(address / PAGE).ok_or(Unbacked)?
-        };
-        if index < self.special_at.len() as u64 {
-            Ok(self.special + index * PAGE + address % PAGE)
+    #[inline(always)]
+    fn special_place(&self, offset: u64) -> Result<u64, Unbacked> {
+        if offset < self.special_bytes {
+            Ok(self.special + offset)
         } else {
             Err(Unbacked)
         }
     }
 
-    /// Own address of an aligned word of `bytes` bytes.
-    #[inline]
-    fn word_place(&self, address: u64, bytes: u64) -> Result<u64, Unbacked> {
-        if address & (bytes - 1) != 0 {
-            return Err(Unbacked);
-        }
-        if self.is_plain(address / PAGE) {
-            return Ok(self.base + offset(address));
-        }
-        self.place_special(address)
+    /// The same for a special frame that the guest has mapped.
+    #[cold]
+    #[inline(never)]
+    fn mapped_special_place(&self, address: u64) -> Result<u64, Unbacked> {
+        let index = self.special_of(address / PAGE).ok_or(Unbacked)?;
+        self.special_place(index * PAGE + address % PAGE)
     }
 
-    #[inline]
+    #[inline(always)]
     fn word_u32(&self, address: u64) -> Result<&AtomicU32, Unbacked> {
         let place = self.word_place(address, 4)?;
         // SAFETY: `word_place` answers aligned addresses inside the ranges that `new` was
@@ -346,6 +359,7 @@ impl xen_abi::GuestMemory for Ram {
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), xen_abi::Unbacked> {
         Ok(self.copy_in(address, bytes)?)
     }
+    #[inline(always)]
     fn read_u32(&self, address: u64) -> Result<u32, xen_abi::Unbacked> {
         Ok(self.word_u32(address)?.load(Ordering::SeqCst))
     }
@@ -353,9 +367,11 @@ impl xen_abi::GuestMemory for Ram {
         self.word_u32(address)?.store(value, Ordering::SeqCst);
         Ok(())
     }
+    #[inline(always)]
     fn fetch_or_u32(&self, address: u64, bits: u32) -> Result<u32, xen_abi::Unbacked> {
         Ok(self.word_u32(address)?.fetch_or(bits, Ordering::SeqCst))
     }
+    #[inline(always)]
     fn fetch_and_u32(&self, address: u64, bits: u32) -> Result<u32, xen_abi::Unbacked> {
         Ok(self.word_u32(address)?.fetch_and(bits, Ordering::SeqCst))
     }

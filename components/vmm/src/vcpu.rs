@@ -4,6 +4,7 @@
 //! [`Mailbox`](crate::shared::Mailbox) only. The loop is the path of every exit, so it does as
 //! little as it can: look at the flags, deliver what is pending, run, dispatch.
 
+mod code;
 mod control;
 mod events;
 mod exits;
@@ -14,20 +15,18 @@ mod start;
 use core::sync::atomic::Ordering;
 
 use guest_loader::layout;
-use sdk::abi::vcpu::{Exit, blocked, event, group};
+use sdk::abi::vcpu::{Exit, event, group};
 use sdk::field;
 use sdk::prelude::*;
 use sdk::time;
 use sdk::vcpu::StatePage;
 use x86_platform::apic::{Clock, LocalApic};
 use x86_platform::cpuid::{self, Cpuid};
-use x86_platform::decode::{self, Fixed, Operation};
+use x86_platform::decode;
 use x86_platform::event::vector;
 use x86_platform::lookaside::{self, Lookaside};
-use x86_platform::mode::Mode;
 use x86_platform::msr::Msrs;
-use x86_platform::paging::{self, Code, Fault};
-use x86_platform::registers;
+use x86_platform::paging::Fault;
 
 use vmm_guest::ram::Word;
 use xen_abi::RunstateKind;
@@ -159,6 +158,8 @@ pub struct Vcpu {
     xen_deadline: u64,
     /// The same in the domain's time, as the domain said it.
     xen_deadline_ns: Option<u64>,
+    /// [`xen_abi::Domain::deadlines`] when it was asked.
+    xen_deadlines: u64,
     /// A Xen upcall may be pending.
     upcall: bool,
     /// An NMI is pending.
@@ -217,6 +218,7 @@ impl Vcpu {
             deadline: 0,
             xen_deadline: FOREVER,
             xen_deadline_ns: None,
+            xen_deadlines: u64::MAX,
             upcall: false,
             nmi: false,
             exception: 0,
@@ -317,144 +319,6 @@ impl Vcpu {
         Ok(())
     }
 
-    /// The part of the state that fetching and translating need.
-    #[inline(always)]
-    fn mode(&mut self) -> Result<Mode, Status> {
-        self.need(group::MODE)?;
-        Ok(Mode {
-            cr0: self.page.get(field!(cr0)),
-            cr3: self.page.get(field!(cr3)),
-            cr4: self.page.get(field!(cr4)),
-            efer: self.page.get(field!(efer)),
-            cs: self.page.segment(field!(cs)),
-            ss: self.page.segment(field!(ss)),
-        })
-    }
-
-    /// Tells the lookaside the mode of this exit.
-    #[inline(always)]
-    fn observe(&mut self) -> Handled {
-        let mode = self.mode()?;
-        self.lookaside.observe(&mode);
-        Ok(())
-    }
-
-    /// The bytes at the instruction pointer, if the CPU delivered them all.
-    #[inline(always)]
-    fn delivered_code(&self) -> Option<Code> {
-        let count = self.page.get(field!(instruction_count));
-        if count != paging::INSTRUCTION_MAX as u64 {
-            return None;
-        }
-        let bytes = field!(instruction_bytes);
-        let words = [self.page.get_at(bytes, 0), self.page.get_at(bytes, 1)];
-        Some(Code::from_words(words, count))
-    }
-
-    /// The bytes at the instruction pointer.
-    fn code(&mut self, mode: &Mode) -> Result<Code, Interruption> {
-        if let Some(code) = self.delivered_code() {
-            return Ok(code);
-        }
-        let rflags = self.page.get(field!(regs.rflags));
-        Ok(paging::fetch(&self.shared.ram, mode, rflags, self.rip())?)
-    }
-
-    /// The instruction at the instruction pointer, which has a memory operand.
-    #[inline(always)]
-    fn operation(&mut self, mode: &Mode) -> Result<Operation, Interruption> {
-        let rip = self.rip();
-        if let Some(code) = self.delivered_code() {
-            let size = mode.code_size();
-            return Ok(self.delivered.memory_operation(&code, size, rip)?);
-        }
-        let rflags = self.page.get(field!(regs.rflags));
-        self.lookaside.observe(mode);
-        let ram = &self.shared.ram;
-        Ok(self.lookaside.operation(ram, rflags, rip)?)
-    }
-
-    /// Length of the instruction that exited: the CPU's word, or decoded.
-    #[inline(always)]
-    fn length(&mut self, fixed: Fixed) -> Result<u8, Interruption> {
-        if let length @ 1..=15 = self.page.get(field!(instruction_length)) {
-            return Ok(length as u8);
-        }
-        self.observe()?;
-        self.decoded_length(fixed)
-    }
-
-    /// The same when the lookaside knows the mode of this exit.
-    #[inline(always)]
-    fn decoded_length(&mut self, fixed: Fixed) -> Result<u8, Interruption> {
-        if let length @ 1..=15 = self.page.get(field!(instruction_length)) {
-            return Ok(length as u8);
-        }
-        let (rip, rflags) = (self.rip(), self.page.get(field!(regs.rflags)));
-        let ram = &self.shared.ram;
-        Ok(self.lookaside.length(ram, rflags, rip, fixed)?)
-    }
-
-    /// The instruction is complete: moves past it, out of any interrupt shadow.
-    #[inline(always)]
-    fn skip(&mut self, length: u8) -> Handled {
-        let next = self.rip().wrapping_add(length.into());
-        let flags = self.page.get(field!(regs.rflags));
-        let held = self.page.get(field!(interruptibility));
-        self.modified |= group::GENERAL;
-        // Within 64 KiB the width of the code makes no difference to the sum.
-        let plain = next & 0xffff >= u64::from(length)
-            && flags & (registers::RF | registers::TF) == 0
-            && held & blocked::SHADOW == 0;
-        if plain {
-            self.page.set(field!(regs.rip), next);
-            return Ok(());
-        }
-        self.skip_with_care(length)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn skip_with_care(&mut self, length: u8) -> Handled {
-        let next = self.mode()?.advance(self.rip(), length);
-        self.page.set(field!(regs.rip), next);
-        let held = self.page.get(field!(interruptibility));
-        if held & blocked::SHADOW != 0 {
-            let rest = held & !blocked::SHADOW;
-            self.page.set(field!(interruptibility), rest);
-            self.modified |= group::EVENTS;
-        }
-        let flags = self.page.get(field!(regs.rflags));
-        if flags & (registers::RF | registers::TF) != 0 {
-            self.complete_flags(flags)?;
-        }
-        Ok(())
-    }
-
-    /// RF and single stepping, as the CPU treats them when an instruction completes.
-    fn complete_flags(&mut self, flags: u64) -> Handled {
-        self.page.set(
-            field!(regs.rflags),
-            x86_platform::event::completed_flags(flags),
-        );
-        if flags & registers::TF != 0 {
-            const DR6_SINGLE_STEP: u64 = 1 << 14;
-            self.need(group::DEBUG)?;
-            let dr6 = self.page.get(field!(dr6));
-            self.page.set(field!(dr6), dr6 | DR6_SINGLE_STEP);
-            self.modified |= group::DEBUG;
-            self.raise(vector::DEBUG, 0);
-        }
-        Ok(())
-    }
-
-    /// Skips an instruction of fixed shape.
-    #[inline]
-    fn skip_fixed(&mut self, fixed: Fixed) -> Handled {
-        let length = self.length(fixed)?;
-        self.skip(length)
-    }
-
     /// Puts the nearest deadline into the page.
     fn set_deadline(&mut self) {
         let deadline = self.next_deadline();
@@ -471,8 +335,8 @@ impl Vcpu {
     }
 
     /// Asks the domain for its next deadline again.
-    #[inline]
     fn refresh_xen_deadline(&mut self, domain: &xen_abi::Domain) {
+        self.xen_deadlines = domain.deadlines();
         let next = domain.next_deadline(self.index);
         if next != self.xen_deadline_ns {
             self.xen_deadline_ns = next;

@@ -17,6 +17,7 @@ use crate::paging::{self, Access, Code, Fault};
 const MODES: usize = 4;
 /// Answers of each sort and mode.
 const ENTRIES: usize = 16;
+const _: () = assert!(ENTRIES.is_power_of_two());
 const PAGE: u64 = 4096;
 
 /// Why there is no decoded instruction.
@@ -44,20 +45,20 @@ impl From<decode::Error> for Error {
 struct Memos<W> {
     mode: Mode,
     /// By instruction pointer.
-    lengths: Memo<W, (Fixed, u8)>,
+    lengths: Memo<W, (Fixed, u8), ENTRIES>,
     /// By instruction pointer.
-    operations: Memo<W, Operation>,
+    operations: Memo<W, Operation, ENTRIES>,
     /// Of hypercall arguments: pages by linear address, bit 0 set for writes.
-    pages: Memo<W, u64>,
+    pages: Memo<W, u64, ENTRIES>,
 }
 
 impl<W: Copy + PartialEq> Memos<W> {
     fn new() -> Self {
         Memos {
             mode: Mode::default(),
-            lengths: Memo::new(ENTRIES),
-            operations: Memo::new(ENTRIES),
-            pages: Memo::new(ENTRIES),
+            lengths: Memo::new(),
+            operations: Memo::new(),
+            pages: Memo::new(),
         }
     }
 }
@@ -83,22 +84,24 @@ impl<W: Copy + PartialEq> Default for Lookaside<W> {
 }
 
 impl<W: Copy + PartialEq> Lookaside<W> {
-    /// The vCPU is in this mode now. Comes before any question at each exit.
+    /// The vCPU is in the mode that `mode` answers, the same each time. Comes before any question
+    /// at each exit.
     #[inline(always)]
-    pub fn observe(&mut self, mode: &Mode) {
-        if self.current.mode != *mode {
-            self.change(mode);
+    pub fn observe(&mut self, mode: impl Fn() -> Mode) {
+        // Asked again rather than kept, so that the usual exit has nothing to keep.
+        if !self.current.mode.is(&mode()) {
+            self.change(mode());
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn change(&mut self, mode: &Mode) {
-        let known = self.others.iter().position(|memos| memos.mode == *mode);
+    fn change(&mut self, mode: Mode) {
+        let known = self.others.iter().position(|memos| memos.mode.is(&mode));
         let index = known.unwrap_or(self.oldest);
         if let Some(other) = self.others.get_mut(index) {
             if known.is_none() {
-                other.mode = *mode;
+                other.mode = mode;
                 other.lengths.clear();
                 other.operations.clear();
                 other.pages.clear();
@@ -108,7 +111,7 @@ impl<W: Copy + PartialEq> Lookaside<W> {
         }
     }
 
-    /// The mode observed last.
+    /// The mode observed last; the base of its SS may be an older one.
     #[inline(always)]
     pub fn mode(&self) -> &Mode {
         &self.current.mode

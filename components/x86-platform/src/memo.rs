@@ -11,7 +11,6 @@
 //! Called by `lookaside`. Must never answer from a value that was not compared.
 
 use alloc::boxed::Box;
-use alloc::vec;
 use core::cell::Cell;
 
 use crate::memory::{GuestMemory, Unbacked};
@@ -80,6 +79,7 @@ impl<'a, M: GuestMemory> Witness<'a, M> {
         Some(Proof {
             layout: self.layout,
             words: kept,
+            more: count > WORDS_MIN,
         })
     }
 }
@@ -124,21 +124,26 @@ impl<M: GuestMemory> GuestMemory for Witness<'_, M> {
     }
 }
 
+/// Words that every proof has; what has fewer repeats one.
+const WORDS_MIN: usize = 4;
+
 /// All that an answer depends on beside its key.
 #[derive(Clone, Copy)]
 struct Proof<W> {
     layout: u64,
     words: [(W, u64); WORDS_MAX],
+    /// There are more than [`WORDS_MIN`].
+    more: bool,
 }
 
 impl<W: Copy> Proof<W> {
     #[inline(always)]
     fn holds<M: GuestMemory<Word = W>>(&self, memory: &M) -> bool {
+        let same = |(word, value): &(W, u64)| memory.load(*word) == *value;
+        let (first, rest) = self.words.split_at(WORDS_MIN);
         self.layout == memory.layout()
-            && self
-                .words
-                .iter()
-                .all(|(word, value)| memory.load(*word) == *value)
+            && first.iter().all(same)
+            && (!self.more || rest.iter().all(same))
     }
 }
 
@@ -149,23 +154,24 @@ struct Entry<W, T> {
     answer: T,
 }
 
-/// Answers by key; two keys that share a place drive each other out.
-pub struct Memo<W, T> {
-    entries: Box<[Option<Entry<W, T>>]>,
+/// Answers by key, `ENTRIES` (a power of two) of them; two keys that share a place drive each other
+/// out.
+pub struct Memo<W, T, const ENTRIES: usize> {
+    entries: Box<[Option<Entry<W, T>>; ENTRIES]>,
 }
 
-impl<W: Copy + PartialEq, T: Copy> Memo<W, T> {
-    /// Room for this many answers; a power of two.
-    pub fn new(entries: usize) -> Self {
+impl<W: Copy + PartialEq, T: Copy, const ENTRIES: usize> Memo<W, T, ENTRIES> {
+    /// Nothing is known.
+    pub fn new() -> Self {
         Memo {
-            entries: vec![None; entries.next_power_of_two()].into(),
+            entries: Box::new([None; ENTRIES]),
         }
     }
 
     #[inline(always)]
     fn place(&self, key: u64) -> usize {
         // Keys are addresses of instructions or of pages.
-        (key ^ key >> 5 ^ key >> 12) as usize & (self.entries.len() - 1)
+        (key ^ key >> 5 ^ key >> 12) as usize % ENTRIES
     }
 
     /// The answer that working it out now would give, if it is known.

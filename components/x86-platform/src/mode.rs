@@ -78,6 +78,20 @@ pub struct Mode {
 }
 
 impl Mode {
+    /// Whether both say the same of all that fetching, translating and decoding depend on: all but
+    /// the base of SS. One comparison in effect, because exits make it.
+    #[inline(always)]
+    pub fn is(&self, other: &Mode) -> bool {
+        let differs = (self.cr0 ^ other.cr0)
+            | (self.cr3 ^ other.cr3)
+            | (self.cr4 ^ other.cr4)
+            | (self.efer ^ other.efer)
+            | (self.cs.packed ^ other.cs.packed)
+            | (self.cs.base ^ other.cs.base)
+            | (self.ss.packed ^ other.ss.packed);
+        differs == 0
+    }
+
     /// Width of the code that runs.
     #[inline]
     pub fn code_size(&self) -> CodeSize {

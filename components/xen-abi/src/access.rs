@@ -16,9 +16,17 @@ pub(crate) struct Caller<'a, M, E> {
     pub vcpu: u32,
     pub width: Width,
     pub next: Next,
+    /// Arguments to call again with, under [`Next::Restart`].
+    pub left: &'a mut [u64; 6],
 }
 
 impl<M: GuestMemory, E: Env> Caller<'_, M, E> {
+    /// The call is to be made again with these arguments.
+    pub fn restart(&mut self, arguments: [u64; 6]) {
+        self.next = Next::Restart;
+        *self.left = arguments;
+    }
+
     /// Copies from the caller's linear addresses, a page at a time.
     pub fn read(&mut self, linear: u64, buffer: &mut [u8]) -> Result<(), Errno> {
         let mut linear = self.clip(linear);
@@ -64,8 +72,15 @@ impl<M: GuestMemory, E: Env> Caller<'_, M, E> {
         Ok(bytes)
     }
 
-    /// Reads a word; one that is aligned, as compilers place them, in one load.
+    /// Reads a word.
     pub fn fetch_u32(&mut self, linear: u64) -> Result<u32, Errno> {
+        self.fetch_u32_inline(linear)
+    }
+
+    /// The same as a part of the caller; a word that is aligned, as compilers place them, in one
+    /// load.
+    #[inline(always)]
+    pub fn fetch_u32_inline(&mut self, linear: u64) -> Result<u32, Errno> {
         if !linear.is_multiple_of(4) {
             return self.fetch(linear).map(u32::from_le_bytes);
         }

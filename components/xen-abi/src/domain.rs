@@ -63,6 +63,8 @@ pub struct Domain {
     pub(crate) shut_down: bool,
     /// `VMASST_TYPE_runstate_update_flag`.
     pub(crate) runstate_update_flag: bool,
+    /// How often deadlines changed.
+    pub(crate) deadlines: u64,
 }
 
 impl Domain {
@@ -97,6 +99,7 @@ impl Domain {
             shutdown_code: None,
             shut_down: false,
             runstate_update_flag: false,
+            deadlines: 0,
             config,
         };
         for vcpu in 0..domain.config.vcpus {
@@ -109,16 +112,36 @@ impl Domain {
     }
 
     /// Answers one hypercall of `vcpu`.
+    #[inline]
     pub fn hypercall<M: GuestMemory, E: Env>(
         &mut self,
         vcpu: u32,
-        registers: &Registers,
+        registers: &mut Registers,
         memory: &M,
         env: &mut E,
     ) -> Outcome {
-        let width = match registers.mode {
+        let Registers {
+            number,
+            arguments,
+            mode,
+            cpl,
+        } = registers;
+        let mut number = *number;
+        let [mut a, mut b, mut c, mut d, ..] = *arguments;
+        let width = match mode {
             Mode::Bits64 => Width::Bits64,
-            Mode::Real | Mode::Vm86 | Mode::Bits32 => Width::Bits32,
+            Mode::Real | Mode::Vm86 | Mode::Bits32 => {
+                // A 32-bit caller's registers are 32 bits wide.
+                for word in [&mut number, &mut a, &mut b, &mut c, &mut d] {
+                    *word &= 0xffff_ffff;
+                }
+                Width::Bits32
+            }
+        };
+        let permitted = match mode {
+            Mode::Vm86 => false,
+            Mode::Real => true,
+            Mode::Bits32 | Mode::Bits64 => *cpl == 0,
         };
         let mut caller = Caller {
             memory,
@@ -126,20 +149,16 @@ impl Domain {
             vcpu,
             width,
             next: Next::Continue,
-        };
-        let permitted = match registers.mode {
-            Mode::Vm86 => false,
-            Mode::Real => true,
-            Mode::Bits32 | Mode::Bits64 => registers.cpl == 0,
+            left: arguments,
         };
         let reply = if !permitted {
             Err(Errno::Perm)
         } else if vcpu >= self.config.vcpus {
             Err(Errno::Inval)
-        } else if registers.number == number::MULTICALL {
-            self.multicall(&mut caller, &registers.arguments)
+        } else if number == number::MULTICALL {
+            self.multicall(&mut caller, a, b)
         } else {
-            self.dispatch(&mut caller, registers.number, &registers.arguments)
+            self.dispatch(&mut caller, number, [a, b, c, d])
         };
         Outcome {
             result: to_register(reply, width),
@@ -147,22 +166,28 @@ impl Domain {
         }
     }
 
-    /// Every hypercall but multicall, which must not nest. One `match`: what is absent here is
-    /// absent from Xen's table for HVM domains.
-    pub(crate) fn dispatch<M: GuestMemory, E: Env>(
+    /// A hypercall from a list.
+    #[inline(never)]
+    pub(crate) fn dispatch_entry<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
         number: u64,
-        arguments: &[u64; 6],
+        arguments: [u64; 6],
     ) -> Reply {
-        // A 32-bit caller's registers are 32 bits wide.
-        let mask = match caller.width {
-            Width::Bits32 => 0xffff_ffff,
-            Width::Bits64 => u64::MAX,
-        };
-        let [a, b, c, d, ..] = *arguments;
-        let (a, b, c, d) = (a & mask, b & mask, c & mask, d & mask);
-        let number = number & mask;
+        let [a, b, c, d, ..] = arguments;
+        self.dispatch(caller, number, [a, b, c, d])
+    }
+
+    /// Every hypercall but multicall, which must not nest. One `match`: what is absent here is
+    /// absent from Xen's table for HVM domains. None has more than four arguments. Part of its
+    /// callers, so that the frequent ones, which are parts of it, cost no frame of their own.
+    #[inline(always)]
+    fn dispatch<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        number: u64,
+        [a, b, c, d]: [u64; 4],
+    ) -> Reply {
         match number {
             number::EVENT_CHANNEL_OP => self.event_channel_op(caller, a as u32, b),
             number::SCHED_OP => self.sched_op(caller, a as u32, b),

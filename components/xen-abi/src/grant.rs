@@ -7,7 +7,6 @@ use alloc::vec::Vec;
 
 use crate::PAGE_SIZE;
 use crate::access::{Caller, Fields, Reply};
-use crate::call::Next;
 use crate::domain::{DOMID_SELF, Domain};
 use crate::env::Env;
 use crate::errno::Errno;
@@ -118,6 +117,7 @@ struct Side {
 }
 
 impl Domain {
+    #[inline(never)]
     pub(crate) fn grant_table_op<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
@@ -245,7 +245,7 @@ impl Domain {
                 let mut arguments = arguments;
                 arguments[1] = at;
                 arguments[2] = u64::from(count - index);
-                caller.next = Next::Restart(arguments);
+                caller.restart(arguments);
                 break;
             }
             let result = match command {

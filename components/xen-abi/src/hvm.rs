@@ -94,6 +94,7 @@ fn may_get(index: u32) -> Result<(), Errno> {
 }
 
 impl Domain {
+    #[inline(never)]
     pub(crate) fn hvm_op<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,

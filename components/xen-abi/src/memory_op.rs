@@ -6,7 +6,6 @@
 use alloc::vec::Vec;
 
 use crate::access::{Caller, Fields, Reply};
-use crate::call::Next;
 use crate::config::MapEntry;
 use crate::domain::{DOMID_SELF, Domain};
 use crate::env::{Env, MapError};
@@ -72,6 +71,7 @@ struct Reservation {
 }
 
 impl Domain {
+    #[inline(never)]
     pub(crate) fn memory_op<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
@@ -232,7 +232,7 @@ impl Domain {
             if touched >= BATCH_PAGES {
                 let mut arguments = arguments;
                 arguments[0] = operation | done << EXTENT_SHIFT;
-                caller.next = Next::Restart(arguments);
+                caller.restart(arguments);
                 break;
             }
             let Ok(first) = caller.fetch_word(wanted.list, done) else {
@@ -427,7 +427,7 @@ impl Domain {
             if u64::from(entry - start) == BATCH_PAGES {
                 let mut arguments = arguments;
                 arguments[0] = op::ADD_TO_PHYSMAP_BATCH | u64::from(entry) << EXTENT_SHIFT;
-                caller.next = Next::Restart(arguments);
+                caller.restart(arguments);
                 break;
             }
             let index = caller.fetch_word(indices, u64::from(entry))?;

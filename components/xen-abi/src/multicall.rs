@@ -12,12 +12,13 @@ use crate::memory::GuestMemory;
 const BATCH: u32 = 32;
 
 impl Domain {
+    #[inline(never)]
     pub(crate) fn multicall<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
-        arguments: &[u64; 6],
+        list: u64,
+        count: u64,
     ) -> Reply {
-        let [list, count, ..] = *arguments;
         // A uint32_t in Xen's prototype.
         let count = count as u32;
         let size = caller.word() * 8;
@@ -25,7 +26,8 @@ impl Domain {
         for index in 0..count {
             let entry = list.wrapping_add(u64::from(index) * size);
             if index == BATCH {
-                after = restart(list, index, count, size);
+                caller.restart(rest(list, index, count, size));
+                after = caller.next;
                 break;
             }
             let call = read_entry(caller, entry)?;
@@ -34,15 +36,15 @@ impl Domain {
             let reply = if call.number == number::MULTICALL {
                 Err(Errno::Inval)
             } else {
-                self.dispatch(caller, call.number, &call.arguments)
+                self.dispatch_entry(caller, call.number, call.arguments)
             };
-            if let Next::Restart(arguments_left) = caller.next {
+            if caller.next == Next::Restart {
                 // The entry keeps what is left of its call, and this entry comes next.
-                for (index, argument) in (2..).zip(arguments_left) {
+                for (index, argument) in (2..).zip(*caller.left) {
                     caller.store_word(entry, index, argument)?;
                 }
-                caller.next = Next::Continue;
-                after = restart(list, index, count, size);
+                caller.restart(rest(list, index, count, size));
+                after = caller.next;
                 break;
             }
             caller.store_word(entry, 1, to_register(reply, caller.width))?;
@@ -56,11 +58,12 @@ impl Domain {
     }
 }
 
-fn restart(list: u64, done: u32, count: u32, size: u64) -> Next {
+/// The arguments of a multicall for what is left of its list.
+fn rest(list: u64, done: u32, count: u32, size: u64) -> [u64; 6] {
     let mut arguments = [0; 6];
     arguments[0] = list.wrapping_add(u64::from(done) * size);
     arguments[1] = u64::from(count - done);
-    Next::Restart(arguments)
+    arguments
 }
 
 struct Entry {

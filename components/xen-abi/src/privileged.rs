@@ -2,7 +2,6 @@
 //! in the order in which Xen checks. And `console_io`, `vm_assist`, which are small.
 
 use crate::access::{Caller, Fields, Reply};
-use crate::call::Next;
 use crate::domain::{DOMID_SELF, Domain};
 use crate::env::Env;
 use crate::errno::Errno;
@@ -35,6 +34,7 @@ const DOMID_IO: u16 = 0x7ff1;
 const DOMID_XEN: u16 = 0x7ff2;
 
 impl Domain {
+    #[inline(never)]
     pub(crate) fn platform_op<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
@@ -47,6 +47,7 @@ impl Domain {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn sysctl<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
@@ -59,6 +60,7 @@ impl Domain {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn domctl<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
@@ -92,6 +94,7 @@ impl Domain {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn physdev_op<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
@@ -109,6 +112,7 @@ impl Domain {
     }
 
     /// Writing is allowed, as by a Xen built to be verbose; reading is for dom0.
+    #[inline(never)]
     pub(crate) fn console_io<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
@@ -127,7 +131,7 @@ impl Domain {
                 let mut arguments = arguments;
                 arguments[1] = u64::from(count - done);
                 arguments[2] = buffer.wrapping_add(u64::from(done));
-                caller.next = Next::Restart(arguments);
+                caller.restart(arguments);
                 return Ok(0);
             }
             let take = (count - done).min(CONSOLE_CHUNK) as usize;

@@ -96,6 +96,7 @@ impl Watchdogs {
 }
 
 impl Domain {
+    #[inline(never)]
     pub(crate) fn sched_op<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
@@ -127,6 +128,7 @@ impl Domain {
             op::WATCHDOG => {
                 let bytes: [u8; 8] = caller.fetch(argument)?;
                 let now = self.system_time(caller.env.tsc());
+                self.deadlines += 1;
                 let reply = self.watchdogs.set(bytes.u32_at(0), bytes.u32_at(4), now);
                 // vCPU 0 watches over them.
                 caller.env.wake(0);
@@ -158,9 +160,9 @@ impl Domain {
     pub fn unblock(&mut self, vcpu: u32) {
         if let Some(state) = self.vcpus.get_mut(vcpu as usize)
             && let Some(block) = state.blocked.take()
-            && block.is_poll()
         {
-            self.pollers -= 1;
+            self.deadlines += 1;
+            self.pollers -= u32::from(block.is_poll());
         }
     }
 
@@ -176,6 +178,7 @@ impl Domain {
         for slot in &mut self.watchdogs.0 {
             if slot.is_some_and(|deadline| deadline <= now) {
                 *slot = None;
+                self.deadlines += 1;
                 bitten = true;
             }
         }
@@ -198,6 +201,7 @@ impl Domain {
             let block = Block { polls, deadline };
             self.pollers += u32::from(block.is_poll());
             state.blocked = Some(block);
+            self.deadlines += 1;
             caller.next = Next::Block;
         }
     }

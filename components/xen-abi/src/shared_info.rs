@@ -31,6 +31,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    #[inline(always)]
     pub const fn of(width: Width) -> Layout {
         let base = SpecialFrame::SharedInfo.address();
         match width {
@@ -60,6 +61,7 @@ impl Layout {
 }
 
 /// Sets a bit of an array; answers whether it was set.
+#[inline(always)]
 pub(crate) fn test_and_set<M: GuestMemory>(
     memory: &M,
     array: u64,
@@ -80,6 +82,7 @@ pub(crate) fn test_and_clear<M: GuestMemory>(
 }
 
 /// Reads a bit of an array.
+#[inline(always)]
 pub(crate) fn test<M: GuestMemory>(memory: &M, array: u64, bit: u32) -> Result<bool, Unbacked> {
     Ok(memory.read_u32(array + u64::from(bit / 32) * 4)? >> (bit % 32) & 1 != 0)
 }

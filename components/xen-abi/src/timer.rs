@@ -19,13 +19,19 @@ const HUGE_TIMEOUT: u64 = 1 << 50;
 const HUGE_TIMEOUT_INSTEAD: u64 = 100_000_000;
 
 impl Domain {
+    /// A number that changes when an answer of [`Domain::next_deadline`] may have.
+    #[must_use]
+    #[inline(always)]
+    pub fn deadlines(&self) -> u64 {
+        self.deadlines
+    }
+
     /// Earliest deadline of the vCPU's timers and poll, in ns of system time. vCPU 0 also watches
     /// over the domain's watchdogs.
     #[must_use]
-    #[inline]
     pub fn next_deadline(&self, vcpu: u32) -> Option<u64> {
         let state = self.vcpus.get(vcpu as usize)?;
-        // On the path of every hypercall, so without branches: what is not armed is never.
+        // What is not armed is never.
         let or_never = |deadline: Option<u64>| deadline.unwrap_or(u64::MAX);
         let mut next = or_never(state.singleshot)
             .min(state.periodic.map_or(u64::MAX, |(_, deadline)| deadline))
@@ -42,6 +48,8 @@ impl Domain {
         let Some(state) = self.vcpus.get_mut(vcpu as usize) else {
             return;
         };
+        // Whatever is due: this is far from the usual path.
+        self.deadlines += 1;
         let mut fires = false;
         if state.singleshot.is_some_and(|deadline| deadline <= now) {
             state.singleshot = None;
@@ -91,6 +99,7 @@ impl Domain {
             }
             deadline => Some(deadline),
         };
+        self.deadlines += 1;
         Ok(0)
     }
 
@@ -107,6 +116,7 @@ impl Domain {
         let timeout = u64::from_le_bytes(caller.fetch(argument)?);
         let now = self.system_time(caller.env.tsc());
         let state = self.vcpus.get_mut(vcpu as usize).ok_or(Errno::NoEnt)?;
+        self.deadlines += 1;
         if timeout < now {
             state.singleshot = None;
             self.raise_virq(vcpu, VIRQ_TIMER, caller.memory, caller.env);
@@ -130,6 +140,7 @@ impl Domain {
         let now = self.system_time(caller.env.tsc());
         let state = self.vcpus.get_mut(vcpu as usize).ok_or(Errno::NoEnt)?;
         state.periodic = Some((period, now.saturating_add(period)));
+        self.deadlines += 1;
         // Another vCPU's thread looks at its deadline anew.
         caller.env.wake(vcpu);
         Ok(0)

@@ -44,7 +44,20 @@ impl Callback {
 impl Domain {
     /// Makes a port pending and tells its vCPU, unless it is masked or was pending. Every failure
     /// of guest memory is the guest's own loss.
+    #[inline(never)]
     pub(crate) fn set_pending<M: GuestMemory, E: Env>(
+        &mut self,
+        port: u32,
+        vcpu: u32,
+        memory: &M,
+        env: &mut E,
+    ) {
+        self.set_pending_inline(port, vcpu, memory, env);
+    }
+
+    /// The same as a part of the caller.
+    #[inline(always)]
+    pub(crate) fn set_pending_inline<M: GuestMemory, E: Env>(
         &mut self,
         port: u32,
         vcpu: u32,
@@ -81,6 +94,7 @@ impl Domain {
     }
 
     /// Sets a port's selector bit at its vCPU and, if that was clear, the upcall.
+    #[inline(always)]
     fn select<M: GuestMemory, E: Env>(
         &mut self,
         port: u32,
@@ -99,6 +113,7 @@ impl Domain {
     }
 
     /// Sets `evtchn_upcall_pending` and, if it was clear, asserts the upcall.
+    #[inline(always)]
     pub(crate) fn mark_events_pending<M: GuestMemory, E: Env>(
         &mut self,
         vcpu: u32,
@@ -115,6 +130,7 @@ impl Domain {
     }
 
     /// Xen's `hvm_assert_evtchn_irq`; every way also ends a block.
+    #[inline(always)]
     pub(crate) fn assert_upcall<E: Env>(&mut self, vcpu: u32, env: &mut E) {
         let callback = self.callback;
         self.unblock(vcpu);
@@ -159,10 +175,15 @@ impl Domain {
             .is_some_and(|info| memory.read_u32(info).is_ok_and(|word| word & 0xff != 0))
     }
 
+    #[inline(always)]
     fn wake_pollers<E: Env>(&mut self, port: u32, env: &mut E) {
-        if self.pollers == 0 {
-            return;
+        if self.pollers != 0 {
+            self.wake_some_poller(port, env);
         }
+    }
+
+    #[inline(never)]
+    fn wake_some_poller<E: Env>(&mut self, port: u32, env: &mut E) {
         for vcpu in 0..self.config.vcpus {
             let blocked = self
                 .vcpus

@@ -78,6 +78,7 @@ impl Vcpu {
 }
 
 impl Domain {
+    #[inline(never)]
     pub(crate) fn vcpu_op<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
@@ -132,6 +133,7 @@ impl Domain {
             op::SET_PERIODIC_TIMER => self.set_periodic(caller, vcpu, argument),
             op::STOP_PERIODIC_TIMER => {
                 state.periodic = None;
+                self.deadlines += 1;
                 Ok(0)
             }
             op::SET_SINGLESHOT_TIMER => self.set_singleshot(caller, vcpu, argument),
@@ -140,6 +142,7 @@ impl Domain {
                     return Err(Errno::Inval);
                 }
                 state.singleshot = None;
+                self.deadlines += 1;
                 Ok(0)
             }
             // Only for a dom0 whose vCPUs are pinned.

@@ -19,16 +19,16 @@ enum Candidate {
 
 impl Vcpu {
     /// Writes `inject` and `window` for the next run.
-    #[inline]
+    #[inline(always)]
     pub(super) fn deliver_events(&mut self) {
         let delivering = self.page.get(field!(delivering)) & event::VALID;
-        let quiet = !self.upcall && !self.nmi && self.apic.pending().is_none();
-        if delivering | self.exception | self.redeliver | self.window == 0 && quiet {
-            return;
+        let words = delivering | self.exception | self.redeliver | self.window;
+        if words != 0 || self.upcall | self.nmi | self.apic.requested() {
+            self.choose_event();
         }
-        self.choose_event();
     }
 
+    #[inline(never)]
     fn choose_event(&mut self) {
         let delivering = self.page.get(field!(delivering));
         // One exit's word is used once, whatever becomes of the next run.

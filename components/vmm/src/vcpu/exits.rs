@@ -30,6 +30,13 @@ const XEN_LEAVES: core::ops::Range<u32> = 0x4000_0000..0x4000_0100;
 /// A PVH guest's ports: nothing answers but the debug console.
 struct NoDevices<'a>(&'a Shared);
 
+impl NoDevices<'_> {
+    /// Whether a write to `port` has any effect.
+    fn hears(port: u16) -> bool {
+        port == DEBUG_CONSOLE
+    }
+}
+
 impl Ports for NoDevices<'_> {
     fn read(&mut self, port: u16, bytes: u8) -> u32 {
         // The debug console answers its own number, by which guests find it.
@@ -126,7 +133,7 @@ impl Linear for Segmented<'_> {
 }
 
 impl Vcpu {
-    #[inline]
+    #[inline(always)]
     pub(super) fn handle(&mut self, exit: Option<Exit>) -> Handled {
         let Some(exit) = exit else {
             return Err(Interruption::Unsupported {
@@ -226,7 +233,7 @@ impl Vcpu {
         let (caller, cpl) = (self.caller_mode(mode), mode.privilege());
         let get = |field| self.page.get(field);
         let long = caller == xen_abi::Mode::Bits64;
-        let registers = if long {
+        let mut registers = if long {
             xen_abi::Registers {
                 number: get(field!(regs.rax)),
                 arguments: [
@@ -260,15 +267,17 @@ impl Vcpu {
         let mut effects = Effects::new(shared, self.index, Some(&mut self.lookaside));
         let outcome = {
             let mut domain = shared.domain.lock();
-            let outcome = domain.hypercall(self.index, &registers, &shared.ram, &mut effects);
+            let outcome = domain.hypercall(self.index, &mut registers, &shared.ram, &mut effects);
             let upcall = effects.upcall;
             self.upcall |= upcall;
             // The call may have set a timer of this vCPU, or ended a block of it.
-            self.refresh_xen_deadline(&domain);
+            if domain.deadlines() != self.xen_deadlines {
+                self.refresh_xen_deadline(&domain);
+            }
             outcome
         };
-        if let Next::Restart(arguments) = outcome.next {
-            self.set_arguments(long, arguments);
+        if outcome.next == Next::Restart {
+            self.set_arguments(long, registers.arguments);
             return Ok(());
         }
         let result = if long {
@@ -279,7 +288,7 @@ impl Vcpu {
         self.page.set(field!(regs.rax), result);
         self.skip(length)?;
         match outcome.next {
-            Next::Continue | Next::Restart(_) => Ok(()),
+            Next::Continue | Next::Restart => Ok(()),
             Next::Yield => {
                 // Others get the CPU for a while; one that only waits for its service yields again.
                 let until = time::now().saturating_add(time::microseconds(YIELD_MICROSECONDS));
@@ -328,7 +337,14 @@ impl Vcpu {
             return self.port_string(&port::Access::from_info(info));
         }
         let length = self.length(Fixed::Port)?;
-        let access = port::Access::from_info(info);
+        if info & io::IN != 0 || NoDevices::hears(info as u16) {
+            self.port_access(&port::Access::from_info(info));
+        }
+        self.skip(length)
+    }
+
+    #[inline(never)]
+    fn port_access(&mut self, access: &port::Access) {
         let mut ports = NoDevices(self.shared);
         let rax = self.page.get(field!(regs.rax));
         if access.input {
@@ -338,7 +354,6 @@ impl Vcpu {
         } else {
             ports.write(access.port, access.bytes, rax as u32);
         }
-        self.skip(length)
     }
 
     #[cold]

@@ -124,13 +124,26 @@ impl Vcpu {
     }
 
     fn emulate(&mut self, address: u64, write: bool) -> Handled {
-        let mode = self.mode()?;
-        let operation = self.operation(&mode)?;
+        let operation = self.operation()?;
         let in_apic = address & !(apic::PAGE_BYTES - 1) == apic::BASE_ADDRESS
             && self.apic.mode() == apic::Mode::XApic;
         if in_apic && self.move_word(&operation, address) {
             return self.skip(operation.length);
         }
+        self.execute(&operation, address, write, in_apic)
+    }
+
+    /// Any other operation, on a copy of the registers.
+    #[cold]
+    #[inline(never)]
+    fn execute(
+        &mut self,
+        operation: &Operation,
+        address: u64,
+        write: bool,
+        in_apic: bool,
+    ) -> Handled {
+        let mode = self.mode()?;
         let mut registers = self.registers();
         let needs_segments = matches!(operation.kind, Kind::MoveString | Kind::Push);
         if needs_segments {
@@ -152,7 +165,7 @@ impl Vcpu {
                 effect: Effect::None,
             };
             let progress = execute(
-                &operation,
+                operation,
                 &mut registers,
                 address,
                 write,
@@ -163,7 +176,7 @@ impl Vcpu {
             progress
         } else {
             execute(
-                &operation,
+                operation,
                 &mut registers,
                 address,
                 write,

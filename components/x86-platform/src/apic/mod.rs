@@ -255,6 +255,12 @@ impl LocalApic {
             .then_some(vector)
     }
 
+    /// Whether [`LocalApic::pending`] may have something, in one look: some vector is requested.
+    #[inline(always)]
+    pub fn requested(&self) -> bool {
+        self.irr_top != 0
+    }
+
     /// The vector was injected: it moves from requested to in service.
     pub fn acknowledge(&mut self, vector: u8) {
         self.irr.clear(vector);
