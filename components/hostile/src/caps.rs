@@ -250,9 +250,6 @@ fn kinds(env: &Env) -> Outcome {
     let (note, frame) = (u64::from(note.slot()), u64::from(frame.slot()));
     let mut calls = 0;
     for (number, wants) in [
-        (Call::Call, Kind::Endpoint),
-        (Call::Receive, Kind::Endpoint),
-        (Call::ReplyReceive, Kind::Endpoint),
         (Call::Reply, Kind::Reply),
         (Call::Signal, Kind::Notification),
         (Call::Wait, Kind::Notification),
@@ -265,6 +262,10 @@ fn kinds(env: &Env) -> Outcome {
         (Call::SchedSet, Kind::SchedContext),
         (Call::InterruptControl, Kind::Interrupt),
         (Call::PortsGrant, Kind::IoPorts),
+        // Last: if they are not refused they may wait for ever.
+        (Call::Call, Kind::Endpoint),
+        (Call::Receive, Kind::Endpoint),
+        (Call::ReplyReceive, Kind::Endpoint),
     ] {
         for (slot, kind) in [(note, Kind::Notification), (frame, Kind::Frame)] {
             if kind == wants {
