@@ -80,13 +80,17 @@ impl System {
     /// The callers of a server that is about to be taken down will find another one.
     fn replace_server(&mut self, index: usize) {
         // None of its threads may take a message after this: its caller would hear of no restart.
-        if let Some(instance) = &self.places[index].instance
+        let place = &self.places[index];
+        if let Some(instance) = &place.instance
             && let Err(status) = instance.stop()
         {
-            log::error!("component {index}: a thread does not stop: {status:?}");
+            log::error!(
+                "component {}: a thread does not stop: {status:?}",
+                place.name
+            );
         }
         for (owner, interface, endpoint) in &self.endpoints {
-            if *owner == self.places[index].component
+            if *owner == place.component
                 && let Err(status) = endpoint.replace_server()
             {
                 log::error!("callers of {interface} hear of no restart: {status:?}");
