@@ -281,7 +281,7 @@ fn kinds(env: &Env) -> Outcome {
                     first,
                     Kind::Reply as u64,
                     0,
-                    u64::from(env.slots) - 1 | 1 << 32,
+                    (u64::from(env.slots) - 1) | (1 << 32),
                     0,
                     0,
                 ],

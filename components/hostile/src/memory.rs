@@ -13,7 +13,7 @@ use crate::runner::{Runner, SMALL};
 use crate::wires::{LENT, LenderClient, PRIVATE};
 
 /// What is left in memory before it is given back.
-const TRACE: u64 = 0x7_4ace_0f_5ec4e7;
+const TRACE: u64 = 0x0007_4ace_0f5e_c4e7;
 
 /// Plays `hostile-memory`.
 pub fn main(env: &Env) {
