@@ -78,7 +78,10 @@ impl State {
                 let inside = badge
                     .checked_add(size)
                     .is_some_and(|end| end <= 1 << *whole);
-                require(inside && badge.is_multiple_of(size), Status::InvalidArgument)?;
+                require(
+                    inside && badge.is_multiple_of(size),
+                    Status::InvalidArgument,
+                )?;
                 *base += badge >> 12;
                 *whole = order as u8;
             }

@@ -19,13 +19,11 @@ impl State {
 
     /// `VcpuRun(vcpu)`: the calling thread runs it until it exits. A poke, or bits pending at its
     /// notification, end the run before the guest is entered.
-    /// - `Unsupported`: this machine runs no guests.
     /// - `NotBound`: it was given no guest address space, or that is gone.
     /// - `Busy`: another thread runs it.
     /// - later: `Aborted` (it was destroyed).
     pub(crate) fn vcpu_run(&mut self, cpu: usize, me: Frame, a: [u64; 6]) -> Checked<Over> {
         let vcpu = self.object(me, a[0], Kind::Vcpu, Rights::USE)?;
-        require(self.machine.virtualisation, Status::Unsupported)?;
         require(self.vcpus[&vcpu].space.is_some(), Status::NotBound)?;
         require(self.vcpus[&vcpu].running.is_none(), Status::Busy)?;
         self.thread_mut(me).run = Run::In(vcpu);

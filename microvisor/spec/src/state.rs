@@ -252,6 +252,8 @@ pub struct Thread {
     pub sched: Option<Frame>,
     /// The CPU of that time, or of its last; there its deadline is kept.
     pub cpu: usize,
+    /// What is left of its turn, if something more urgent ended it early; otherwise 0.
+    pub turn_left: u64,
     /// When its call, or its throttling, ends.
     pub deadline: Option<u64>,
     /// The notification whose bits arrive where it receives.

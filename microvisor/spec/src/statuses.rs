@@ -136,16 +136,7 @@ pub const ANSWERS: &[(Call, &[Status])] = &[
     ),
     (
         Call::VcpuRun,
-        &[
-            Ok,
-            InvalidCap,
-            WrongKind,
-            NoRight,
-            Busy,
-            Aborted,
-            NotBound,
-            Unsupported,
-        ],
+        &[Ok, InvalidCap, WrongKind, NoRight, Busy, Aborted, NotBound],
     ),
     (
         Call::VcpuControl,

@@ -21,6 +21,7 @@ impl Thread {
         caps: None,
         sched: None,
         cpu: 0,
+        turn_left: 0,
         deadline: None,
         bound: None,
         supervisor: None,

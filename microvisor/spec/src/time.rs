@@ -107,6 +107,7 @@ impl State {
 
     /// A CPU decides what it runs. The current thread goes on while nothing more urgent wants to run
     /// and its turn is not over; what takes its place is the most urgent, the longest waiting first.
+    /// A turn that something more urgent cut short goes on later.
     pub(crate) fn reschedule(&mut self, cpu: usize) {
         if let Some(current) = self.cpus[cpu].current {
             let runs = self.runs(current);
@@ -125,6 +126,10 @@ impl State {
                     return;
                 }
                 self.charge(cpu);
+                if slice_end != u64::MAX {
+                    let left = slice_end.saturating_sub(self.now);
+                    self.thread_mut(current).turn_left = left;
+                }
                 if !self.throttle(current) {
                     self.make_ready(current, !over);
                 }
@@ -178,11 +183,10 @@ impl State {
             self.thread_mut(thread).doing = Doing::Running;
             let (_, mine) = self.home_of(thread).unwrap_or_default();
             let alone = !self.cpus[cpu].ready.contains_key(&mine);
-            let slice = if alone {
-                budget
-            } else {
-                budget.min(self.machine.slice)
-            };
+            let left = std::mem::take(&mut self.thread_mut(thread).turn_left);
+            let whole = self.machine.slice;
+            let turn = if left == 0 { whole } else { left.min(whole) };
+            let slice = if alone { budget } else { budget.min(turn) };
             let now = self.now;
             let state = &mut self.cpus[cpu];
             state.slice_end = now.saturating_add(slice);

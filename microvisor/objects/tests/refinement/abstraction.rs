@@ -78,7 +78,7 @@ impl Reader<'_> {
     }
 
     fn at<T: Object>(&self, frame: Frame) -> Result<&T, String> {
-        let object = Ref::from_raw(frame | u64::from(self.arena.tag_of(frame)) << 32);
+        let object = Ref::new(frame as u32, self.arena.tag_of(frame));
         self.arena
             .get::<T>(object)
             .ok_or_else(|| format!("frame {frame:#x} holds no object"))
@@ -176,13 +176,13 @@ impl Reader<'_> {
             Doing::Sending => spec::Doing::Sending {
                 endpoint: endpoint.ok_or("sends to nothing")?,
                 badge: t.badge,
-                grant: t.may_grant,
+                grant: t.called_by.has(microvisor_abi::Rights::GRANT),
             },
             Doing::AwaitingReply => spec::Doing::Awaiting {
                 endpoint,
                 epoch: t.epoch,
                 reply: reply.ok_or("awaits an answer from nothing")?,
-                grant: t.may_grant,
+                grant: t.called_by.has(microvisor_abi::Rights::GRANT),
             },
             Doing::Receiving => spec::Doing::Receiving {
                 at: if t.bound_only {
@@ -223,6 +223,7 @@ impl Reader<'_> {
             caps: self.name(t.caps),
             sched,
             cpu: t.cpu.into(),
+            turn_left: t.turn_left,
             deadline,
             bound: self.name(t.bound),
             supervisor: self.name(t.fault_note).map(|n| (n, t.fault_bits)),

@@ -8,7 +8,7 @@ use crate::id::{PhysAddr, Ref};
 use crate::machine::Flush;
 use crate::thread::Thread;
 use microvisor_abi::{Call, Kind, Status};
-use microvisor_spec::state::{Frame, Leaf, State, What};
+use microvisor_spec::state::{Frame, Leaf, Place, State, What};
 use microvisor_spec::{Event, Request, event, invariants, statuses, step};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -131,7 +131,8 @@ impl Pair {
         self.tell(cpu, me, request, answer, &before);
         invariants::new_capabilities_come_from_old_ones(&before, &after)?;
         self.look()?;
-        let answer = if status == Some(Status::Again) && answer.is_some() {
+        let again = Call::from_raw(number).is_some_and(|c| statuses::may_answer(c, Status::Again));
+        let answer = if again && status == Some(Status::Again) {
             // Part of the work is done; what, is the core's choice.
             self.adopt(&before, &after)?;
             stirred = true;
@@ -181,7 +182,7 @@ impl Pair {
         if fast.is_some() {
             return (false, true);
         }
-        if number == Call::VcpuRun as u64 && self.state.machine.virtualisation {
+        if number == Call::VcpuRun as u64 {
             let begun = match u32::try_from(args[0]) {
                 Ok(slot) => kernel.arena.vcpu_begin(thread, slot, cpu),
                 Err(_) => Err(Status::InvalidCap),
@@ -333,10 +334,9 @@ impl Pair {
                 return Err(format!("half-way, {place:?} is new"));
             }
         }
-        let lost = after
-            .caps
-            .keys()
-            .find(|p| !real.caps.contains_key(p) && p.slot != 0);
+        let stays = |p: &&Place| before.caps.contains_key(p) && p.slot != 0;
+        let mut kept = after.caps.keys().filter(stays);
+        let lost = kept.find(|p| !real.caps.contains_key(p));
         if let Some(place) = lost {
             return Err(format!("half-way, {place:?} is lost"));
         }
@@ -526,6 +526,16 @@ impl Pair {
 /// Where two states differ, in words.
 fn difference(spec: &State, real: &State) -> String {
     let mut out = String::new();
+    let (mut spec, mut real) = (spec.clone(), real.clone());
+    for (at, thread) in &mut spec.threads {
+        if let Some(other) = real.threads.get_mut(at)
+            && other.buffer == thread.buffer
+        {
+            // Long, and the same.
+            other.buffer.clear();
+            thread.buffer.clear();
+        }
+    }
     macro_rules! maps {
         ($($field:ident)*) => { $(
             let keys: BTreeSet<_> = spec.$field.keys().chain(real.$field.keys()).collect();

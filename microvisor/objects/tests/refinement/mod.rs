@@ -8,6 +8,7 @@
 //! `PROPTEST_CASES` sets how many stories are told. Nothing here is linked into the core.
 
 mod abstraction;
+mod directed;
 mod driver;
 mod story;
 #[path = "../world/mod.rs"]
@@ -15,6 +16,7 @@ pub mod world;
 
 use driver::{Checked, Pair};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use proptest::test_runner::TestCaseError;
 use story::Deed;
 
@@ -55,4 +57,49 @@ proptest! {
 #[test]
 fn making_a_world_is_specified_step_by_step() {
     story::world(false).map(|_| ()).expect("refinement");
+}
+
+/// Random stories that are the same at every run, for what has to be measured.
+fn fixed_stories(count: usize, mut each: impl FnMut(&Pair)) {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    for _ in 0..count {
+        let tree = story::story(250).new_tree(&mut runner).expect("a story");
+        let mut pair = story::world(true).expect("a world");
+        tell(&mut pair, &tree.current()).expect("refinement");
+        each(&pair);
+    }
+}
+
+#[test]
+fn directed_stories_are_specified_step_by_step() {
+    for (name, story) in directed::STORIES {
+        if let Err(why) = story() {
+            panic!("{name}: {why}");
+        }
+    }
+}
+
+#[test]
+fn every_call_is_seen_to_answer_every_status_it_may() {
+    let mut seen = std::collections::BTreeSet::<(u64, u64)>::new();
+    for (name, story) in directed::STORIES {
+        let pair = story().unwrap_or_else(|why| panic!("{name}: {why}"));
+        seen.extend(&pair.coverage.seen);
+    }
+    fixed_stories(64, |pair| seen.extend(&pair.coverage.seen));
+    let mut missing = vec![];
+    let mut rows = 0;
+    for (call, list) in microvisor_spec::statuses::ANSWERS {
+        for status in *list {
+            rows += 1;
+            if !seen.contains(&(*call as u64, *status as u64)) {
+                missing.push(format!("{call:?} {status:?}"));
+            }
+        }
+    }
+    println!(
+        "measured: {rows} statuses of {} calls",
+        microvisor_spec::statuses::ANSWERS.len()
+    );
+    assert!(missing.is_empty(), "never seen: {missing:#?}");
 }

@@ -208,9 +208,9 @@ impl Words<'_> {
             }
             Means::Any => self.cap(None, seed),
             Means::Cap(kind) => self.cap(Some(kind), seed),
-            Means::Maybe(_) if seed % 8 == 0 => 0,
+            Means::Maybe(_) if seed.is_multiple_of(8) => 0,
             Means::Maybe(kind) => self.cap(Some(kind), seed),
-            Means::Space if seed % 4 > 0 => 0,
+            Means::Space if !seed.is_multiple_of(4) => 0,
             Means::Space => self.cap(Some(CapSpace), seed / 4),
             Means::Empty | Means::SlotCount => {
                 let taken = self.full(spaced(nearest), None);
@@ -299,7 +299,7 @@ impl Words<'_> {
         for at in 0..6 {
             out[at] = self.word(call, at, seeds[at], &out[..at]);
         }
-        if call == Call::Bind && seeds[5] % 8 > 0 {
+        if call == Call::Bind && !seeds[5].is_multiple_of(8) {
             use Kind::*;
             let (what, to) = match out[2] {
                 0 => (SchedContext, Thread),
@@ -309,7 +309,7 @@ impl Words<'_> {
                 _ => (Endpoint, Null),
             };
             out[0] = self.cap(Some(what), seeds[0]);
-            let nothing = seeds[1] % 5 == 0 || to == Null;
+            let nothing = seeds[1].is_multiple_of(5) || to == Null;
             out[1] = if nothing {
                 0
             } else {

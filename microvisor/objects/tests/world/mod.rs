@@ -116,13 +116,18 @@ pub fn archive() -> Vec<u8> {
 impl World {
     /// Boots with two CPUs.
     pub fn new() -> World {
-        let mut memory = vec![0u64; (FRAMES as usize + 1) * 512];
-        let mut table = vec![0u32; FRAMES as usize];
+        World::with(FRAMES)
+    }
+
+    /// As [`World::new`], with so many frames of physical memory.
+    pub fn with(frames: u64) -> World {
+        let mut memory = vec![0u64; (frames as usize + 1) * 512];
+        let mut table = vec![0u32; frames as usize];
         let base = memory.as_mut_ptr().cast::<u8>();
         let base = base.wrapping_add(base.align_offset(4096));
         // SAFETY: the vectors live as long as the world, which owns the kernel, and are touched
         // only through the arena.
-        let arena = unsafe { Arena::new(base, table.as_mut_ptr(), FRAMES) };
+        let arena = unsafe { Arena::new(base, table.as_mut_ptr(), frames) };
         let seen = Rc::new(Seen::default());
         let mut kernel = Kernel::empty(Fake(seen.clone()));
         kernel.init(
@@ -138,7 +143,7 @@ impl World {
         let mut memories = [
             MemoryRange {
                 base: RAM,
-                frames: FRAMES - (RAM >> 12),
+                frames: frames - (RAM >> 12),
                 slot: 0,
                 device: 0,
             },

@@ -1,0 +1,348 @@
+//! What chance rarely brings about, by short stories of their own: each refusal for a missing right,
+//! what callers hear when things go wrong, calls that are done in steps, the deepest derivation.
+//! Root is the actor; threads beside it share its spaces.
+
+use super::driver::{Checked, Pair};
+use super::world::World;
+use microvisor_abi::cap::Role;
+use microvisor_abi::message::{MessageInfo, RECEIVE_SLOTS, SEND_SLOTS};
+use microvisor_abi::{Call, FOREVER, Kind, Status};
+use microvisor_spec::Event;
+use microvisor_spec::state::Frame;
+
+/// A capability that is sent, in a message that carries one.
+const ONE: u64 = MessageInfo::new(1, 0, 1).0;
+
+struct Story {
+    pair: Pair,
+    ram: u64,
+    device: u64,
+}
+
+impl Story {
+    fn begin(frames: u64) -> Checked<Story> {
+        let world = World::with(frames);
+        let (ram, device) = (world.ram(), world.info.memories[1].slot.into());
+        let pair = Pair::new(world)?;
+        Ok(Story { pair, ram, device })
+    }
+
+    /// A call on this CPU; `None` if it blocks.
+    fn on(&mut self, cpu: usize, call: Call, args: &[u64]) -> Checked<Option<Status>> {
+        let mut words = [0; 6];
+        words[..args.len()].copy_from_slice(args);
+        self.pair.call(cpu, call as u64, words)
+    }
+
+    fn gets(&mut self, cpu: usize, call: Call, args: &[u64], want: Status) -> Checked {
+        match self.on(cpu, call, args)? {
+            Some(seen) if seen == want => Ok(()),
+            other => Err(format!(
+                "{call:?} {args:x?} answered {other:?}, not {want:?}"
+            )),
+        }
+    }
+
+    /// A call that succeeds, however many steps it takes.
+    fn ok(&mut self, call: Call, args: &[u64]) -> Checked {
+        for _ in 0..1000 {
+            match self.on(0, call, args)? {
+                Some(Status::Again) => {}
+                Some(Status::Ok) => return Ok(()),
+                other => return Err(format!("{call:?} {args:x?} answered {other:?}")),
+            }
+        }
+        Err(format!("{call:?} {args:x?} never ends"))
+    }
+
+    fn blocks(&mut self, cpu: usize, call: Call, args: &[u64]) -> Checked {
+        match self.on(cpu, call, args)? {
+            None => Ok(()),
+            other => Err(format!("{call:?} {args:x?} answered {other:?}")),
+        }
+    }
+
+    fn make(&mut self, kind: Kind, size: u64, slot: u64) -> Checked {
+        let args = [self.ram, kind as u64 | size << 8, 0, slot | 1 << 32];
+        self.ok(Call::Retype, &args)
+    }
+
+    /// A thread in root's spaces, in slots `slot` and `slot + 1`, on CPU 1.
+    fn thread(&mut self, slot: u64, priority: u64) -> Checked {
+        self.make(Kind::Thread, 0, slot)?;
+        self.make(Kind::SchedContext, 0, slot + 1)?;
+        self.ok(Call::SchedSet, &[slot + 1, 7, 1, priority, 1, 1])?;
+        self.ok(Call::Bind, &[slot + 1, slot, Role::Time as u64])?;
+        let begin = [slot, 2, 1, 0x20_0000, 0x30_0000, 0];
+        self.ok(Call::ThreadConfigure, &begin)?;
+        self.ok(Call::ThreadControl, &[slot, 0])
+    }
+
+    fn look(&mut self, cpu: usize) -> Checked {
+        self.pair.event(Event::Reschedule { cpu })
+    }
+
+    fn me(&self, cpu: usize) -> Checked<Frame> {
+        self.pair
+            .current(cpu)
+            .ok_or_else(|| format!("CPU {cpu} is idle"))
+    }
+}
+
+/// Everything but memory can be held without the right to use it.
+fn without_rights() -> Checked<Pair> {
+    let mut s = Story::begin(8192)?;
+    let weak = |s: &mut Story, from: u64, to: u64| s.ok(Call::Copy, &[from, 0, to, 0, 0, 0]);
+    s.make(Kind::CapSpace, 1, 500)?;
+    weak(&mut s, 500, 501)?;
+    let refused = Status::NoRight;
+    let endpoint = [s.ram, Kind::Endpoint as u64, 501, 5 | 1 << 32];
+    s.gets(0, Call::Retype, &endpoint, refused)?;
+    s.gets(0, Call::Copy, &[500, 501, 5, 0, 0, 0], refused)?;
+    for call in [Call::Delete, Call::Revoke, Call::Inspect, Call::Move] {
+        s.gets(0, call, &[501, 1, 0, 600], refused)?;
+        s.gets(0, call, &[0, 70_000, 0, 600], Status::InvalidCap)?;
+        s.gets(0, call, &[3, 1, 0, 600], Status::WrongKind)?;
+    }
+    s.make(Kind::AddressSpace, 1, 502)?;
+    s.make(Kind::Tables, 1, 504)?;
+    let kinds = [
+        (Kind::AddressSpace, Call::Fill),
+        (Kind::Endpoint, Call::Call),
+        (Kind::Endpoint, Call::Receive),
+        (Kind::Notification, Call::Signal),
+        (Kind::Notification, Call::Wait),
+        (Kind::Reply, Call::Reply),
+        (Kind::Vcpu, Call::VcpuRun),
+        (Kind::Vcpu, Call::VcpuControl),
+        (Kind::Thread, Call::ThreadControl),
+        (Kind::Thread, Call::ThreadConfigure),
+        (Kind::SchedContext, Call::SchedSet),
+    ];
+    for (slot, (kind, call)) in (510..).step_by(2).zip(kinds) {
+        s.make(kind, 0, slot)?;
+        weak(&mut s, slot, slot + 1)?;
+        s.gets(0, call, &[slot + 1, 504], refused)?;
+        s.gets(0, call, &[500, 504], Status::WrongKind)?;
+        s.gets(0, call, &[499, 504], Status::InvalidCap)?;
+    }
+    weak(&mut s, 6, 540)?;
+    s.gets(0, Call::InterruptControl, &[540], refused)?;
+    s.gets(0, Call::Bind, &[540, 0, Role::Line as u64], refused)?;
+    weak(&mut s, 5, 541)?;
+    s.gets(0, Call::PortsGrant, &[541, 3], refused)?;
+    s.gets(0, Call::PortsGrant, &[5, 3], Status::InvalidArgument)?;
+    for slot in 550..555 {
+        s.ok(Call::Copy, &[5, 0, slot, 1, 0x60 | 1 << 32, 0])?;
+        let want = if slot < 554 {
+            Status::Ok
+        } else {
+            Status::NoMemory
+        };
+        s.gets(0, Call::PortsGrant, &[slot, 3], want)?;
+    }
+    s.gets(0, Call::PortsGrant, &[550, 3], Status::AlreadyMapped)?;
+    // 530 is a scheduling context that was never set, 528 a thread.
+    s.gets(
+        0,
+        Call::Bind,
+        &[530, 528, Role::Time as u64],
+        Status::NotBound,
+    )?;
+    s.make(Kind::Frame, 12, 560)?;
+    s.make(Kind::Frame, 12, 561)?;
+    let map = |cap| [cap, 2, 0x7fff_0200_0000, 3];
+    s.gets(0, Call::Map, &[560, 513, 0, 1], Status::WrongKind)?;
+    s.gets(0, Call::Map, &[560, 511, 0, 1], refused)?;
+    s.make(Kind::Tables, 8, 562)?;
+    s.ok(Call::Fill, &[2, 562])?;
+    s.ok(Call::Map, &map(560))?;
+    s.gets(0, Call::Map, &map(560), Status::AlreadyMapped)?;
+    s.gets(0, Call::Map, &map(561), Status::Occupied)?;
+    s.ok(Call::Unmap, &[560])?;
+    s.gets(0, Call::Unmap, &[560], Status::NotMapped)?;
+    let device = [s.device, Kind::Frame as u64 | 12 << 8, 0, 570 | 1 << 32];
+    s.ok(Call::Retype, &device)?;
+    s.ok(Call::Map, &map(570))?;
+    Ok(s.pair)
+}
+
+/// The vCPU is run by one thread at a time, and its end ends the run.
+fn a_vcpu_that_is_shared() -> Checked<Pair> {
+    let mut s = Story::begin(8192)?;
+    s.make(Kind::Vcpu, 0, 500)?;
+    s.make(Kind::AddressSpace, 1, 501)?;
+    s.gets(0, Call::VcpuRun, &[500], Status::NotBound)?;
+    s.ok(Call::VcpuControl, &[500, 0, 501])?;
+    s.thread(510, 15)?;
+    s.look(1)?;
+    s.blocks(1, Call::VcpuRun, &[500])?;
+    s.gets(0, Call::VcpuRun, &[500], Status::Busy)?;
+    s.gets(0, Call::VcpuControl, &[500, 2, 0], Status::Busy)?;
+    s.ok(Call::VcpuControl, &[500, 1])?;
+    s.look(1)?;
+    s.blocks(1, Call::VcpuRun, &[500])?;
+    s.ok(Call::Delete, &[0, 500])?;
+    s.look(1)?;
+    Ok(s.pair)
+}
+
+/// An answer that cannot be taken; a server that is replaced; one whose endpoint goes.
+fn servers_that_fail() -> Checked<Pair> {
+    let mut s = Story::begin(8192)?;
+    s.make(Kind::Endpoint, 0, 500)?;
+    s.make(Kind::Reply, 0, 501)?;
+    s.thread(510, 15)?;
+    s.look(1)?;
+    let (root, server) = (s.me(0)?, s.me(1)?);
+    s.pair.write_buffer(root, RECEIVE_SLOTS, &[3]);
+    s.pair.write_buffer(server, RECEIVE_SLOTS, &[3]);
+    s.pair.write_buffer(root, SEND_SLOTS, &[500]);
+    s.pair.write_buffer(server, SEND_SLOTS, &[500]);
+    s.blocks(1, Call::Receive, &[500, 501, FOREVER])?;
+    s.gets(0, Call::Call, &[500, ONE], Status::CapsRefused)?;
+    s.blocks(0, Call::Call, &[500, 0])?;
+    s.look(1)?;
+    s.gets(1, Call::Reply, &[501, ONE], Status::CapsRefused)?;
+    s.gets(1, Call::Reply, &[501, u64::MAX], Status::InvalidArgument)?;
+    s.gets(1, Call::Reply, &[501, 0], Status::Ok)?;
+    s.gets(1, Call::Reply, &[501, 0], Status::NoCaller)?;
+    s.look(0)?;
+    // Without the right to grant, neither the call nor its answer carries anything.
+    s.ok(Call::Copy, &[500, 0, 502, 1, 0, 0])?;
+    s.gets(0, Call::Call, &[502, ONE], Status::NoRight)?;
+    s.blocks(0, Call::Call, &[502, 0])?;
+    s.gets(1, Call::Receive, &[500, 501, FOREVER], Status::Ok)?;
+    s.gets(1, Call::Reply, &[501, ONE], Status::NoRight)?;
+    s.gets(1, Call::Receive, &[500, 501, FOREVER], Status::Busy)?;
+    s.gets(1, Call::Bind, &[500, 0, Role::Server as u64], Status::Ok)?;
+    s.gets(1, Call::Delete, &[0, 501], Status::Ok)?;
+    s.look(0)?;
+    // Callers and servers that are called off.
+    s.make(Kind::Reply, 0, 501)?;
+    s.blocks(1, Call::ReplyReceive, &[500 | 501 << 32, 0])?;
+    s.ok(Call::ThreadControl, &[510, 2])?;
+    s.look(1)?;
+    s.blocks(0, Call::Call, &[500, 0])?;
+    s.gets(1, Call::ThreadControl, &[3, 2], Status::Ok)?;
+    s.look(0)?;
+    s.blocks(0, Call::Call, &[500, 0])?;
+    s.gets(1, Call::Delete, &[0, 500], Status::Ok)?;
+    s.look(0)?;
+    s.gets(0, Call::Receive, &[500, 0, 0], Status::InvalidCap)?;
+    Ok(s.pair)
+}
+
+/// Work that does not fit one call: deletions of many, and messages that are turned away.
+fn in_steps() -> Checked<Pair> {
+    let mut s = Story::begin(8192)?;
+    s.make(Kind::Endpoint, 0, 500)?;
+    s.make(Kind::Reply, 0, 501)?;
+    s.make(Kind::CapSpace, 2, 502)?;
+    for slot in 1..90 {
+        s.ok(Call::Copy, &[500, 502, slot, 0xff, 0, 0])?;
+    }
+    s.gets(0, Call::Revoke, &[0, 500], Status::Again)?;
+    s.ok(Call::Revoke, &[0, 500])?;
+    for slot in 1..90 {
+        s.ok(Call::Copy, &[500, 502, slot, 0xff, 0, 0])?;
+    }
+    s.gets(0, Call::Delete, &[0, 502], Status::Again)?;
+    // Half-way, it resolves nothing any more.
+    s.gets(
+        0,
+        Call::Copy,
+        &[500, 502, 95, 0xff, 0, 0],
+        Status::InvalidCap,
+    )?;
+    s.ok(Call::Delete, &[0, 502])?;
+    let root = s.me(0)?;
+    s.pair.write_buffer(root, RECEIVE_SLOTS, &[3]);
+    for slot in (600..640).step_by(2) {
+        s.thread(slot, 15)?;
+    }
+    s.look(1)?;
+    let send = |s: &mut Story, count: usize| {
+        for _ in 0..count {
+            let sender = s.me(1)?;
+            s.pair.write_buffer(sender, SEND_SLOTS, &[500]);
+            s.blocks(1, Call::Call, &[500, ONE])?;
+        }
+        Ok::<(), String>(())
+    };
+    send(&mut s, 20)?;
+    s.gets(0, Call::Receive, &[500, 501, FOREVER], Status::Again)?;
+    s.look(1)?;
+    send(&mut s, 16)?;
+    s.gets(0, Call::ReplyReceive, &[500 | 501 << 32, 0], Status::Again)?;
+    Ok(s.pair)
+}
+
+/// A frame of 1 GiB is zeroed in steps, and is there in the end.
+fn a_frame_of_a_gibibyte() -> Checked<Pair> {
+    let mut s = Story::begin(2 << 18)?;
+    let args = [s.ram, Kind::Frame as u64 | 30 << 8, 0, 500 | 1 << 32];
+    s.gets(0, Call::Retype, &args, Status::Again)?;
+    s.pair.blind = true;
+    for _ in 0..600 {
+        if s.on(0, Call::Retype, &args)? == Some(Status::Ok) {
+            s.pair.open_eyes()?;
+            return Ok(s.pair);
+        }
+    }
+    Err("a frame of 1 GiB never gets ready".into())
+}
+
+/// The deepest derivation there is: a memory made of a memory, 65,535 times.
+fn as_deep_as_it_goes() -> Checked<Pair> {
+    let mut s = Story::begin(16384)?;
+    s.make(Kind::CapSpace, 1100, 500)?;
+    s.make(Kind::Endpoint, 0, 501)?;
+    s.make(Kind::Reply, 0, 502)?;
+    s.thread(520, 15)?;
+    s.look(1)?;
+    s.pair.blind = true;
+    let memory = |of: u64, to: u64| [of, Kind::Memory as u64 | 2 << 8, 0, to | 1 << 32];
+    let args = memory(s.ram, 600);
+    s.ok(Call::Retype, &args)?;
+    for depth in 1..65_534 {
+        let (from, to) = (600 + (depth + 1) % 2, 600 + depth % 2);
+        s.ok(Call::Retype, &memory(from, to))?;
+        s.ok(Call::Move, &[0, from, 500, depth])?;
+    }
+    // The deepest memory but one is in slot 601; below it, an endpoint and a memory cannot both be.
+    let endpoint = |of: u64| [of, Kind::Endpoint as u64, 0, 610 | 1 << 32];
+    s.ok(Call::Retype, &endpoint(601))?;
+    s.pair.open_eyes()?;
+    s.gets(0, Call::Copy, &[610, 0, 611, 0xff, 0, 0], Status::TooDeep)?;
+    let (root, server) = (s.me(0)?, s.me(1)?);
+    s.pair.write_buffer(root, SEND_SLOTS, &[610]);
+    s.pair.write_buffer(server, SEND_SLOTS, &[610]);
+    s.pair.write_buffer(root, RECEIVE_SLOTS, &[620]);
+    s.pair.write_buffer(server, RECEIVE_SLOTS, &[621]);
+    s.blocks(1, Call::Receive, &[501, 502, FOREVER])?;
+    s.gets(0, Call::Call, &[501, ONE], Status::TooDeep)?;
+    s.blocks(0, Call::Call, &[501, 0])?;
+    s.look(1)?;
+    s.gets(1, Call::Reply, &[502, ONE], Status::TooDeep)?;
+    s.gets(1, Call::Delete, &[0, 610], Status::Ok)?;
+    let whole = memory(601, 610);
+    s.gets(1, Call::Retype, &whole, Status::Ok)?;
+    s.gets(1, Call::Retype, &endpoint(610)[..], Status::SlotOccupied)?;
+    let below = [610, Kind::Endpoint as u64, 0, 611 | 1 << 32];
+    s.gets(1, Call::Retype, &below, Status::TooDeep)?;
+    Ok(s.pair)
+}
+
+/// A directed story.
+pub type Told = fn() -> Checked<Pair>;
+
+/// All of them, by name.
+pub const STORIES: &[(&str, Told)] = &[
+    ("without_rights", without_rights),
+    ("a_vcpu_that_is_shared", a_vcpu_that_is_shared),
+    ("servers_that_fail", servers_that_fail),
+    ("in_steps", in_steps),
+    ("a_frame_of_a_gibibyte", a_frame_of_a_gibibyte),
+    ("as_deep_as_it_goes", as_deep_as_it_goes),
+];
