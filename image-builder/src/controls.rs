@@ -143,6 +143,24 @@ pub const CONTROLS: &[Control] = &[
         off: "cancelling a thread ends its call",
         claim: "a_client_gives_up_on_a_mute_server",
     },
+    Control {
+        name: "guest-registers",
+        file: "microvisor/src/virt/svm/mod.rs",
+        off: "a guest's reads and writes of model-specific registers exit",
+        claim: "registers_of_the_machine_are_out_of_reach",
+    },
+    Control {
+        name: "guest-ports",
+        file: "microvisor/src/virt/svm/mod.rs",
+        off: "a guest's port accesses exit",
+        claim: "ports_of_the_machine_are_out_of_reach",
+    },
+    Control {
+        name: "guest-memory",
+        file: "components/vmm/src/ram.rs",
+        off: "addresses in hypercalls are where the guest has RAM",
+        claim: "random_hypercalls_are_answered",
+    },
 ];
 
 #[cfg(test)]

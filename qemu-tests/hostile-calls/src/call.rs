@@ -233,7 +233,7 @@ impl<A: Arena> Draft<'_, A> {
     pub(crate) fn fill(&mut self) {
         let wild = self.random.once_in(6);
         for at in (0..FILLED).step_by(8) {
-            let value = self.random.next();
+            let value = self.random.bits();
             let value = if wild { value } else { value & 0x3_0000_0007 };
             self.set64(at, value);
         }
@@ -264,7 +264,7 @@ impl<A: Arena> Draft<'_, A> {
             0..=8 => self.random.below(24),
             9 => self.random.below(200),
             10 => self.random.one_of(&[4095, 4096, 0x1_ffff, 0x2_0000]),
-            _ => self.random.next() & 0xffff_ffff,
+            _ => self.random.bits() & 0xffff_ffff,
         }
     }
 
@@ -287,7 +287,7 @@ impl<A: Arena> Draft<'_, A> {
                 .random
                 .one_of(&[1 << 34, 1 << 36, 1 << 40, 1 << 44, 1 << 52]),
             8 => u64::MAX - self.random.below(2),
-            _ => self.random.next() | 1 << 41,
+            _ => self.random.bits() | 1 << 41,
         }
     }
 
@@ -307,7 +307,7 @@ impl<A: Arena> Draft<'_, A> {
         match self.random.below(8) {
             0..=5 => self.random.below(40),
             6 => self.random.one_of(&[511, 512, 32767, 32768]),
-            _ => self.random.next() & 0xffff_ffff,
+            _ => self.random.bits() & 0xffff_ffff,
         }
     }
 
@@ -316,7 +316,7 @@ impl<A: Arena> Draft<'_, A> {
         match self.random.below(8) {
             0..=5 => self.random.below(4),
             6 => self.random.below(64),
-            _ => self.random.next() & 0xffff_ffff,
+            _ => self.random.bits() & 0xffff_ffff,
         }
     }
 
@@ -380,7 +380,7 @@ impl<A: Arena> Draft<'_, A> {
                 (Pointer::NonCanonical, (at, None))
             }
             // In the upper half, without or with the bits that belong to it: nothing is mapped.
-            _ => (Pointer::Garbage, (self.random.next() | 1 << 47, None)),
+            _ => (Pointer::Garbage, (self.random.bits() | 1 << 47, None)),
         };
         debug_assert!(at.is_none_or(|at| at + (FILLED as u64) < ARGUMENTS + ARGUMENT_BYTES));
         (value, pointer, at)

@@ -148,7 +148,7 @@ fn memory<A: Arena>(draft: &mut Draft<'_, A>) -> Shape {
                     .one_of(&[0, 0, 0, 0, 0, 0, 10, 20, 64, 0xffff_ffff]),
                 _ => draft.random.one_of(&[0, 0, 0, 0, 0, 0, 10, 64]),
             };
-            let wild = draft.random.next() & 0xffff_ffff;
+            let wild = draft.random.bits() & 0xffff_ffff;
             let flags = draft
                 .random
                 .one_of(&[0, 0, 0, 0, 32, 64, 1 << 16, 1 << 17, wild]);
@@ -273,7 +273,7 @@ fn memory<A: Arena>(draft: &mut Draft<'_, A>) -> Shape {
 
 /// An index for `XENMAPSPACE_*`.
 fn index_in<A: Arena>(draft: &mut Draft<'_, A>, space: u64) -> u64 {
-    let wild = draft.random.next();
+    let wild = draft.random.bits();
     match space {
         0 => draft.random.one_of(&[0, 0, 0, 1, 1 << 40]),
         1 => draft
@@ -463,7 +463,7 @@ fn hvm<A: Arena>(draft: &mut Draft<'_, A>) -> Shape {
             draft.set16(2, 0);
             let index = draft.random.below(42);
             draft.set32(4, index);
-            let wild = draft.random.next();
+            let wild = draft.random.bits();
             let value = draft.random.one_of(&[
                 0,
                 1,
@@ -727,7 +727,7 @@ fn privileged<A: Arena>(draft: &mut Draft<'_, A>) -> Shape {
 /// Any number, with what may or may not be its arguments.
 fn anything<A: Arena>(draft: &mut Draft<'_, A>) -> Shape {
     let number = match draft.random.below(8) {
-        0 => draft.random.next() | 64,
+        0 => draft.random.bits() | 64,
         1 => 64 + draft.random.below(1000),
         2 => 1 << 32 | draft.random.below(64),
         _ => draft.random.below(64),

@@ -11,8 +11,8 @@ impl Random {
         Random(seed.wrapping_mul(0xd134_2543_de82_ef95) ^ 0x6d69_6372_6f76_6973)
     }
 
-    /// The next number.
-    pub fn next(&mut self) -> u64 {
+    /// The next 64 bits.
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -22,7 +22,7 @@ impl Random {
 
     /// A number below `bound`, which is small and not 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 33) % bound
+        (self.bits() >> 33) % bound
     }
 
     /// True once in `times`.

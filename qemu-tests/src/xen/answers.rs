@@ -91,6 +91,13 @@ impl Table {
 
     /// What registers, ports and addresses did.
     pub fn of_machine(logs: &Logs) -> Result<Table> {
+        let mut table = Table::of_registers(logs)?;
+        table.0.extend(Table::of_places(logs)?.0);
+        Ok(table)
+    }
+
+    /// What registers and ports did.
+    pub fn of_registers(logs: &Logs) -> Result<Table> {
         let mut table = Table::default();
         let numbers = MSRS.iter().flat_map(|(first, last)| *first..=*last);
         let count = numbers.clone().count();
@@ -115,7 +122,6 @@ impl Table {
                 table.count(format!("port {port:04x} by {bytes}"), text);
             }
         }
-        table.0.extend(Table::of_places(logs)?.0);
         Ok(table)
     }
 

@@ -34,7 +34,10 @@ const VM_HSAVE_PA: u32 = 0xc001_0117;
 /// The MSR permission map, the same for every vCPU.
 #[repr(C, align(4096))]
 struct MsrMap([u8; MSRPM_BYTES]);
-static MSR_MAP: MsrMap = MsrMap(msr_map());
+static MSR_MAP: MsrMap = MsrMap(match cfg!(control = "guest-registers") {
+    true => [0; MSRPM_BYTES],
+    false => msr_map(),
+});
 
 /// CPUID 8000_000A EDX.
 mod feature {
@@ -160,8 +163,9 @@ impl Virt for Svm {
 
     fn init(area: Area) {
         let vmcb = Vmcb::of(area);
+        let exits = if cfg!(control = "guest-ports") { 0 } else { 0xff };
         // SAFETY: the three frames after the VMCB are the area's I/O permission map.
-        unsafe { core::ptr::write_bytes(io_map(area), 0xff, IOPM_BYTES) };
+        unsafe { core::ptr::write_bytes(io_map(area), exits, IOPM_BYTES) };
         vmcb.intercept_dr.set(u32::MAX);
         vmcb.intercept_exceptions.set(EXCEPTIONS);
         vmcb.intercept3.set(intercept3::ALWAYS);
