@@ -185,11 +185,9 @@ fn place(env: &Env, name: &str, kind: ClientKind) -> Result<Option<Place>, Strin
 fn places(env: &Env) -> Outcome {
     let mut pages = Vec::new();
     for number in 0..64 {
-        let kind = match number % 2 {
-            0 => ClientKind::Guest,
-            _ => ClientKind::Log,
-        };
-        if let Some((frame, _)) = place(env, &format!("\x1b[2Jgrub{number}"), kind)? {
+        // Not as a guest's console: the first of those gets what the operator types.
+        let name = format!("\x1b[2Jgrub{number}");
+        if let Some((frame, _)) = place(env, &name, ClientKind::Log)? {
             pages.push(frame);
         }
     }

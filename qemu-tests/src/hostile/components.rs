@@ -207,9 +207,8 @@ const AFTERWARDS: &[Claim<Session>] = &[
         let text = session.text();
         let died: Vec<_> = text
             .lines()
-            .filter(|line| {
-                line.contains("[root] ERROR: component ") && !line.contains("not started")
-            })
+            .filter(|line| line.contains("[root] ERROR: component "))
+            .filter(|line| line.contains(": fault: ") || line.contains(": panic: "))
             .filter(|line| !DEATHS.iter().any(|death| line.contains(death.says[0])))
             .collect();
         ensure!(died.is_empty(), "{}", died.join("\n"));
