@@ -152,16 +152,12 @@ fn numbered(platform: &Platform) -> Vec<u32, CPUS_MAX> {
     ids
 }
 
-/// What is not memory below 4 GiB, but for the registers that the core keeps: device memory, and
-/// firmware's tables.
+/// Device memory and firmware's tables, but for the registers that the core keeps.
 fn device_ranges(ram: &Ranges, platform: &Platform) -> Ranges {
-    let mut devices = Ranges::default();
-    devices.add(0xa_0000, 4 << 30);
-    for (start, end) in ram.iter() {
-        devices.remove(start, end);
-    }
-    // Stores to these addresses are interrupts (Intel SDM vol. 3, 11.11.1).
-    devices.remove(0xfee0_0000, 0xfef0_0000);
+    let bits = raw_cpuid::CpuId::new()
+        .get_processor_capacity_feature_info()
+        .map_or(36, |info| info.physical_address_bits());
+    let mut devices = ram.devices(bits);
     devices.remove(platform.local_apic, platform.local_apic + PAGE);
     for io_apic in &platform.io_apics {
         let page = io_apic.address & !(PAGE - 1);

@@ -7,7 +7,7 @@ use x86_64::instructions::port::Port;
 
 /// Input of the 8254 timer in Hz.
 const PIT_HZ: u64 = 1_193_182;
-/// Calibration window: 1/50 s.
+/// Calibration window: 1/50 s at least.
 const PIT_TICKS: u16 = (PIT_HZ / 50) as u16;
 
 static TSC_KHZ: AtomicU64 = AtomicU64::new(0);
@@ -41,24 +41,46 @@ fn port_write(port: u16, value: u8) {
     unsafe { Port::new(port).write(value) }
 }
 
-/// Runs the 8254's channel 2 once through `PIT_TICKS`; TSC and timer ticks that passed.
-fn against_pit() -> (u64, u64) {
+/// One moment on three clocks: TSC, local APIC timer, and what the 8254 has counted.
+type Moment = (u64, u32, u16);
+
+/// The moment, of some tries, whose clocks were read with the least TSC between them: whoever took
+/// this CPU away in the middle of one try spoils that one only.
+fn moment() -> Moment {
+    let tries = [(); 8].map(|()| {
+        let before = now();
+        port_write(0x43, 0x80); // channel 2 keeps its count for reading
+        let timer = apic::calibration_ticks();
+        let between = now() - before;
+        let count = u16::from_le_bytes([port_read(0x42), port_read(0x42)]);
+        (between, (before + between / 2, timer, u16::MAX - count))
+    });
+    tries.into_iter().min().map_or((0, 0, 0), |best| best.1)
+}
+
+/// Lets the 8254's channel 2 count; what passed meanwhile on TSC, local APIC timer and 8254. False
+/// if the count ran out before the end: it is then unknown how often.
+fn against_pit() -> ((u64, u64, u64), bool) {
     let gate = port_read(0x61) & !3;
     port_write(0x61, gate);
     // Channel 2, both bytes, mode 0: output rises when the count is done.
     port_write(0x43, 0xb0);
-    port_write(0x42, PIT_TICKS as u8);
-    port_write(0x42, (PIT_TICKS >> 8) as u8);
+    port_write(0x42, 0xff);
+    port_write(0x42, 0xff);
     apic::calibration_start();
     port_write(0x61, gate | 1);
-    let (start, timer) = (now(), apic::calibration_ticks());
-    // A machine without the timer must not hang: no TSC makes 2^34 ticks in 1/50 s.
-    while port_read(0x61) & 0x20 == 0 && now() - start < 1 << 34 {
-        core::hint::spin_loop();
-    }
-    let passed = (now() - start, u64::from(apic::calibration_ticks() - timer));
+    let first = moment();
+    let passed = loop {
+        let last = moment();
+        let pit = last.2.wrapping_sub(first.2);
+        // A machine without the 8254 must not hang: no TSC makes 2^34 ticks in 1/50 s.
+        if pit >= PIT_TICKS || last.0 - first.0 >= 1 << 34 {
+            break (last.0 - first.0, (last.1 - first.1).into(), pit.into());
+        }
+    };
+    let within = port_read(0x61) & 0x20 == 0;
     port_write(0x61, gate);
-    passed
+    (passed, within)
 }
 
 /// The TSC's frequency in kHz if the CPU or a hypervisor states it.
@@ -77,11 +99,16 @@ fn stated_khz() -> Option<u64> {
 
 /// Measures TSC and local APIC timer. Boot CPU, after `apic::activate`.
 pub fn calibrate() {
-    // A host that took the CPU away makes a window longer, never shorter.
-    let windows = [against_pit(), against_pit(), against_pit()];
-    let (tsc, timer) = windows.into_iter().min().unwrap_or((1, 1));
+    let mut window = against_pit();
+    for _ in 0..20 {
+        if window.1 {
+            break;
+        }
+        window = against_pit();
+    }
+    let (tsc, timer, pit) = window.0;
     apic::calibration_end(timer, tsc);
-    let measured = tsc * PIT_HZ / u64::from(PIT_TICKS) / 1000;
+    let measured = tsc * PIT_HZ / pit.max(1) / 1000;
     let khz = stated_khz().unwrap_or(measured);
     TSC_KHZ.store(khz.max(1), Ordering::Relaxed);
     log::info!(

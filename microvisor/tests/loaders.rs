@@ -95,6 +95,27 @@ fn a_page_that_any_region_reserves_is_not_memory() {
 }
 
 #[test]
+fn device_memory_is_what_is_not_memory_on_both_sides_of_4_gib() {
+    let mut ram = Ranges::default();
+    for (start, end) in [(0, 0x9_fc00), (1 << 20, 2 << 30), (4 << 30, 10 << 30)] {
+        ram.add(start, end);
+    }
+    let devices = |bits| ram.devices(bits).iter().collect::<Vec<_>>();
+    let low = [
+        (0xa_0000, 1 << 20),
+        (2 << 30, 0xfee0_0000),
+        (0xfef0_0000, 4 << 30),
+    ];
+    assert_eq!(devices(32), low);
+    let above = [&low[..], &[(10 << 30, 1 << 36)]].concat();
+    assert_eq!(devices(36), above);
+    // The last 12 GiB of the first TiB are the bus's.
+    let two = [&low[..], &[(10 << 30, 0xfd << 32), (1 << 40, 1 << 48)]].concat();
+    assert_eq!(devices(48), two);
+    assert!(devices(255).last().is_some_and(|last| last.1 == 1 << 52));
+}
+
+#[test]
 fn take_prefers_high_memory_below_the_limit() {
     let mut ranges = Ranges::default();
     ranges.add(0x10_0000, 0x100_0000);

@@ -122,6 +122,19 @@ impl Ranges {
         }
     }
 
+    /// With this set as all memory: what else there is from the video memory to the end of
+    /// addresses of `bits`, but for those at which a store is an interrupt (Intel SDM vol. 3,
+    /// 11.11.1), or is for the bus itself (AMD IOMMU specification, table 3).
+    pub fn devices(&self, bits: u8) -> Ranges {
+        let mut devices = Ranges::default();
+        devices.add(0xa_0000, 1 << bits.clamp(32, 52));
+        let kept = [(0xfee0_0000, 0xfef0_0000), (0xfd << 32, 1 << 40)];
+        for (start, end) in self.iter().chain(kept) {
+            devices.remove(start, end);
+        }
+        devices
+    }
+
     /// True if all of the range is in the set.
     pub fn contains(&self, start: u64, end: u64) -> bool {
         self.iter().any(|(s, e)| s <= start && end <= e)
