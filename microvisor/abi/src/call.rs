@@ -48,7 +48,8 @@ calls! {
     /// `Memory`, `CapSpace` (at most 4096) and `Tables` (at most 512) a number of frames; for
     /// `AddressSpace` a `SpaceKind`;
     /// otherwise 0. Bounded: may make fewer than asked, answers `Ok` with `done`; `Again` means
-    /// that work was done (a 1 GiB frame is being zeroed) but no capability is ready yet.
+    /// that work was done (a large frame or capability space is being zeroed) but no capability is
+    /// ready yet.
     /// `kind_size` is `kind | size << 8`, `slot_count` is `slot | count << 32`.
     Retype = 1 (memory, kind_size, space, slot_count) -> (done);
     /// Makes a child of `source` in `slot` of `space` with at most its rights. `badge` sets the
@@ -77,7 +78,8 @@ calls! {
     /// `thread::Report` into the caller's message buffer.
     ThreadControl = 10 (thread, op) -> ();
     /// Sets a scheduling context: CPU `cpu` of a `Cpu` capability, `priority`, and `budget` per
-    /// `period` in TSC ticks (equal: no limit).
+    /// `period` in TSC ticks (equal: no limit). A thread bound to it moves there at once, whatever it
+    /// is doing, with the vCPU that it runs.
     SchedSet = 11 (sched, cpus, cpu, priority, budget, period) -> ();
     /// Ties `what` to `to`, or unties it when `to` is 0: a `SchedContext` to a `Thread`; a
     /// `Notification` to a `Thread` (its faults and bound messages), to a `Vcpu` (a run returns
@@ -108,7 +110,8 @@ calls! {
     VcpuControl = 20 (vcpu, op, a, b, c) -> (result);
     /// One of `cap::InterruptOp` on interrupt `line` of an `Interrupt` capability.
     InterruptControl = 21 (interrupt, line, op) -> ();
-    /// Lets a `Thread` or a `Vcpu` use the ports of an `IoPorts` capability directly.
+    /// Lets a `Thread` or a `Vcpu` use the ports of an `IoPorts` capability directly, until that is
+    /// deleted.
     PortsGrant = 22 (ports, to) -> ();
     /// What is in a slot, an empty one included, as `cap::Slot` reads it: `what` is kind, rights,
     /// order and whether it is mapped; `number` and `more` depend on the kind.
