@@ -16,17 +16,9 @@ pub(crate) struct Caller<'a, M, E> {
     pub vcpu: u32,
     pub width: Width,
     pub next: Next,
-    /// Arguments to call again with, under [`Next::Restart`].
-    pub left: &'a mut [u64; 6],
 }
 
 impl<M: GuestMemory, E: Env> Caller<'_, M, E> {
-    /// The call is to be made again with these arguments.
-    pub fn restart(&mut self, arguments: [u64; 6]) {
-        self.next = Next::Restart;
-        *self.left = arguments;
-    }
-
     /// Copies from the caller's linear addresses, a page at a time.
     pub fn read(&mut self, linear: u64, buffer: &mut [u8]) -> Result<(), Errno> {
         let mut linear = self.clip(linear);

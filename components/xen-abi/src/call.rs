@@ -28,7 +28,7 @@ pub enum Mode {
 pub struct Registers {
     /// Hypercall number.
     pub number: u64,
-    /// Arguments. [`Next::Restart`] replaces them, all six.
+    /// Arguments.
     pub arguments: [u64; 6],
     /// Mode of the caller.
     pub mode: Mode,
@@ -47,7 +47,7 @@ pub enum Next {
     /// [`crate::Domain::expire`] at [`crate::Domain::next_deadline`].
     Block,
     /// Calls again: the instruction pointer stays on the instruction, the number's register as it
-    /// was, and [`Registers::arguments`] are what is left to ask. So long operations stay
+    /// was, and [`crate::Domain::arguments_left`] become the arguments. So long operations stay
     /// preemptible.
     Restart,
     /// Stops: the vCPU is down or the domain has shut down.

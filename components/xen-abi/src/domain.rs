@@ -65,6 +65,8 @@ pub struct Domain {
     pub(crate) runstate_update_flag: bool,
     /// How often deadlines changed.
     pub(crate) deadlines: u64,
+    /// What is left to ask of a call that is to be made again.
+    pub(crate) left: [u64; 6],
 }
 
 impl Domain {
@@ -100,6 +102,7 @@ impl Domain {
             shut_down: false,
             runstate_update_flag: false,
             deadlines: 0,
+            left: [0; 6],
             config,
         };
         for vcpu in 0..domain.config.vcpus {
@@ -116,18 +119,16 @@ impl Domain {
     pub fn hypercall<M: GuestMemory, E: Env>(
         &mut self,
         vcpu: u32,
-        registers: &mut Registers,
+        registers: &Registers,
         memory: &M,
         env: &mut E,
     ) -> Outcome {
         let Registers {
-            number,
-            arguments,
+            mut number,
+            arguments: [mut a, mut b, mut c, mut d, ..],
             mode,
             cpl,
-        } = registers;
-        let mut number = *number;
-        let [mut a, mut b, mut c, mut d, ..] = *arguments;
+        } = *registers;
         let width = match mode {
             Mode::Bits64 => Width::Bits64,
             Mode::Real | Mode::Vm86 | Mode::Bits32 => {
@@ -141,7 +142,7 @@ impl Domain {
         let permitted = match mode {
             Mode::Vm86 => false,
             Mode::Real => true,
-            Mode::Bits32 | Mode::Bits64 => *cpl == 0,
+            Mode::Bits32 | Mode::Bits64 => cpl == 0,
         };
         let mut caller = Caller {
             memory,
@@ -149,7 +150,6 @@ impl Domain {
             vcpu,
             width,
             next: Next::Continue,
-            left: arguments,
         };
         let reply = if !permitted {
             Err(Errno::Perm)
@@ -164,6 +164,18 @@ impl Domain {
             result: to_register(reply, width),
             next: caller.next,
         }
+    }
+
+    /// The call is to be made again with these arguments.
+    pub(crate) fn restart<M, E>(&mut self, caller: &mut Caller<M, E>, arguments: [u64; 6]) {
+        caller.next = Next::Restart;
+        self.left = arguments;
+    }
+
+    /// After a hypercall with [`Next::Restart`] and before the next one: its arguments.
+    #[must_use]
+    pub fn arguments_left(&self) -> [u64; 6] {
+        self.left
     }
 
     /// A hypercall from a list.

@@ -245,7 +245,7 @@ impl Domain {
                 let mut arguments = arguments;
                 arguments[1] = at;
                 arguments[2] = u64::from(count - index);
-                caller.restart(arguments);
+                self.restart(caller, arguments);
                 break;
             }
             let result = match command {

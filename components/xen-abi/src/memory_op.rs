@@ -232,7 +232,7 @@ impl Domain {
             if touched >= BATCH_PAGES {
                 let mut arguments = arguments;
                 arguments[0] = operation | done << EXTENT_SHIFT;
-                caller.restart(arguments);
+                self.restart(caller, arguments);
                 break;
             }
             let Ok(first) = caller.fetch_word(wanted.list, done) else {
@@ -427,7 +427,7 @@ impl Domain {
             if u64::from(entry - start) == BATCH_PAGES {
                 let mut arguments = arguments;
                 arguments[0] = op::ADD_TO_PHYSMAP_BATCH | u64::from(entry) << EXTENT_SHIFT;
-                caller.restart(arguments);
+                self.restart(caller, arguments);
                 break;
             }
             let index = caller.fetch_word(indices, u64::from(entry))?;

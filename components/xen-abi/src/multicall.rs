@@ -26,7 +26,7 @@ impl Domain {
         for index in 0..count {
             let entry = list.wrapping_add(u64::from(index) * size);
             if index == BATCH {
-                caller.restart(rest(list, index, count, size));
+                self.restart(caller, rest(list, index, count, size));
                 after = caller.next;
                 break;
             }
@@ -40,10 +40,10 @@ impl Domain {
             };
             if caller.next == Next::Restart {
                 // The entry keeps what is left of its call, and this entry comes next.
-                for (index, argument) in (2..).zip(*caller.left) {
+                for (index, argument) in (2..).zip(self.left) {
                     caller.store_word(entry, index, argument)?;
                 }
-                caller.restart(rest(list, index, count, size));
+                self.restart(caller, rest(list, index, count, size));
                 after = caller.next;
                 break;
             }

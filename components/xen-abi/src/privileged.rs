@@ -131,7 +131,7 @@ impl Domain {
                 let mut arguments = arguments;
                 arguments[1] = u64::from(count - done);
                 arguments[2] = buffer.wrapping_add(u64::from(done));
-                caller.restart(arguments);
+                self.restart(caller, arguments);
                 return Ok(0);
             }
             let take = (count - done).min(CONSOLE_CHUNK) as usize;

@@ -107,13 +107,12 @@ impl Domain {
         // Without a vcpu_info there is nothing to set; registering one marks everything pending.
         let Some(info) = info else { return Ok(()) };
         if !test_and_set(memory, info + layout.selector, port / layout.word_bits)? {
-            self.mark_events_pending(vcpu, memory, env)?;
+            self.mark_in(info, vcpu, memory, env)?;
         }
         Ok(())
     }
 
     /// Sets `evtchn_upcall_pending` and, if it was clear, asserts the upcall.
-    #[inline(always)]
     pub(crate) fn mark_events_pending<M: GuestMemory, E: Env>(
         &mut self,
         vcpu: u32,
@@ -121,9 +120,19 @@ impl Domain {
         env: &mut E,
     ) -> Result<(), Unbacked> {
         let info = self.vcpus.get(vcpu as usize).and_then(|state| state.info);
-        if let Some(info) = info
-            && memory.fetch_or_u32(info, 1)? & 0xff == 0
-        {
+        info.map_or(Ok(()), |info| self.mark_in(info, vcpu, memory, env))
+    }
+
+    /// The same in the `vcpu_info` at `info`, which is the vCPU's.
+    #[inline(always)]
+    fn mark_in<M: GuestMemory, E: Env>(
+        &mut self,
+        info: u64,
+        vcpu: u32,
+        memory: &M,
+        env: &mut E,
+    ) -> Result<(), Unbacked> {
+        if memory.fetch_or_u32(info, 1)? & 0xff == 0 {
             self.assert_upcall(vcpu, env);
         }
         Ok(())
@@ -132,18 +141,19 @@ impl Domain {
     /// Xen's `hvm_assert_evtchn_irq`; every way also ends a block.
     #[inline(always)]
     pub(crate) fn assert_upcall<E: Env>(&mut self, vcpu: u32, env: &mut E) {
-        let callback = self.callback;
-        self.unblock(vcpu);
         let Some(state) = self.vcpus.get(vcpu as usize) else {
             return;
         };
-        let how = match (state.upcall_vector, callback) {
-            (1.., _) => Upcall::Lapic(state.upcall_vector),
-            (0, Callback::Vector(vector)) => Upcall::Vector(vector),
-            (0, Callback::Line(line)) if vcpu == 0 => Upcall::Line(line),
-            (0, _) => Upcall::WakeOnly,
-        };
-        env.upcall(vcpu, how);
+        let vector = state.upcall_vector;
+        if state.blocked.is_some() {
+            self.unblock(vcpu);
+        }
+        match self.callback {
+            _ if vector != 0 => env.upcall(vcpu, Upcall::Lapic(vector)),
+            Callback::Vector(vector) => env.upcall(vcpu, Upcall::Vector(vector)),
+            Callback::Line(line) if vcpu == 0 => env.upcall(vcpu, Upcall::Line(line)),
+            Callback::Line(_) | Callback::None => env.upcall(vcpu, Upcall::WakeOnly),
+        }
     }
 
     /// The vector to inject past the local APIC before the next entry, if an upcall is pending and

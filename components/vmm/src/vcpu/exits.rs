@@ -215,12 +215,13 @@ impl Vcpu {
 
     /// The mode in which the guest called, in the Xen ABI's terms.
     pub(super) fn caller_mode(&self, mode: &Mode) -> xen_abi::Mode {
-        if mode.cr0 & CR0_PE == 0 {
+        if mode.code_size() == CodeSize::Bits64 {
+            // Nearly all; neither real nor virtual-8086 mode is possible there.
+            xen_abi::Mode::Bits64
+        } else if mode.cr0 & CR0_PE == 0 {
             xen_abi::Mode::Real
         } else if self.page.get(field!(regs.rflags)) & VM86 != 0 {
             xen_abi::Mode::Vm86
-        } else if mode.code_size() == CodeSize::Bits64 {
-            xen_abi::Mode::Bits64
         } else {
             xen_abi::Mode::Bits32
         }
@@ -233,7 +234,7 @@ impl Vcpu {
         let (caller, cpl) = (self.caller_mode(mode), mode.privilege());
         let get = |field| self.page.get(field);
         let long = caller == xen_abi::Mode::Bits64;
-        let mut registers = if long {
+        let registers = if long {
             xen_abi::Registers {
                 number: get(field!(regs.rax)),
                 arguments: [
@@ -267,19 +268,19 @@ impl Vcpu {
         let mut effects = Effects::new(shared, self.index, Some(&mut self.lookaside));
         let outcome = {
             let mut domain = shared.domain.lock();
-            let outcome = domain.hypercall(self.index, &mut registers, &shared.ram, &mut effects);
+            let outcome = domain.hypercall(self.index, &registers, &shared.ram, &mut effects);
             let upcall = effects.upcall;
             self.upcall |= upcall;
             // The call may have set a timer of this vCPU, or ended a block of it.
             if domain.deadlines() != self.xen_deadlines {
                 self.refresh_xen_deadline(&domain);
             }
+            if outcome.next == Next::Restart {
+                self.set_arguments(long, domain.arguments_left());
+                return Ok(());
+            }
             outcome
         };
-        if outcome.next == Next::Restart {
-            self.set_arguments(long, registers.arguments);
-            return Ok(());
-        }
         let result = if long {
             outcome.result
         } else {
@@ -305,6 +306,8 @@ impl Vcpu {
     }
 
     /// The arguments of a hypercall that is made again.
+    #[cold]
+    #[inline(never)]
     fn set_arguments(&mut self, long: bool, arguments: [u64; 6]) {
         let fields = if long {
             [

@@ -189,12 +189,12 @@ impl Guest {
         self.outcome_and_left(number, arguments).0
     }
 
-    /// The outcome, and the arguments as the call left them. Every call in every test keeps the
+    /// The outcome, and the arguments of the call that follows a restart. Every call in every test keeps the
     /// promise of `deadlines`.
     pub fn outcome_and_left(&mut self, number: u64, arguments: &[u64]) -> (Outcome, [u64; 6]) {
         let mut all = [0; 6];
         all[..arguments.len()].copy_from_slice(arguments);
-        let mut registers = Registers {
+        let registers = Registers {
             number,
             arguments: all,
             mode: self.mode,
@@ -204,11 +204,11 @@ impl Guest {
         let (before, known) = (next(&self.domain), self.domain.deadlines());
         let outcome = self
             .domain
-            .hypercall(self.vcpu, &mut registers, &self.memory, &mut self.env);
+            .hypercall(self.vcpu, &registers, &self.memory, &mut self.env);
         if self.domain.deadlines() == known {
             assert_eq!(next(&self.domain), before, "deadlines changed in silence");
         }
-        (outcome, registers.arguments)
+        (outcome, self.domain.arguments_left())
     }
 
     /// The result, sign-extended.

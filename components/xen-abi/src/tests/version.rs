@@ -95,7 +95,7 @@ fn only_the_kernel_may_call() {
         (Mode::Vm86, 3, error(Errno::Perm) as u64 & 0xffff_ffff),
         (Mode::Real, 0, 0x4_0011),
     ] {
-        let mut registers = Registers {
+        let registers = Registers {
             number: XEN_VERSION,
             arguments: [0; 6],
             mode,
@@ -103,7 +103,7 @@ fn only_the_kernel_may_call() {
         };
         let outcome = guest
             .domain
-            .hypercall(0, &mut registers, &guest.memory, &mut guest.env);
+            .hypercall(0, &registers, &guest.memory, &mut guest.env);
         assert_eq!(outcome.result, answer, "{mode:?} {cpl}");
     }
 }
