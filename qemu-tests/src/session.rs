@@ -203,6 +203,18 @@ impl Session {
         Ok(printed.trim().to_owned())
     }
 
+    /// Processor time that the emulator has had, in seconds: how far its machine can have come,
+    /// whatever else the host does.
+    pub fn processor_seconds(&self) -> Result<f64> {
+        // proc(5): utime and stime are fields 14 and 15, in ticks of 1/100 s (USER_HZ); the
+        // command's name before them ends with the last parenthesis.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let fields = stat.rsplit_once(')').context("no stat")?.1;
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        let ticks: Vec<f64> = ticks.filter_map(|field| field.parse().ok()).collect();
+        Ok(ticks.iter().sum::<f64>() / 100.0)
+    }
+
     /// Waits for QEMU to end; its exit status.
     pub fn wait(&mut self, seconds: u64) -> Result<i32> {
         let deadline = Instant::now() + Duration::from_secs(seconds);
