@@ -109,7 +109,7 @@ cases! {
     ADDRESSES {
         null_page At(0); "xor ecx, ecx", "mov rax, [rcx]";
         own_code_is_read_only At(0x20_0000); "mov ecx, 0x200000", "mov [rcx], eax";
-        stack_is_not_code In(14); "push 0xc3", "jmp rsp";
+        stack_is_not_code In(14); "lea rcx, [rip + 2f]", "push 0xe1ff", "jmp rsp", "2:"; // jmp rcx
         stack_overflow In(14); "2:", "push rax", "jmp 2b";
         last_user_page At(0x7fff_ffff_f000); "mov rcx, {}", "mov rax, [rcx]", {0x7fff_ffff_f000u64};
         read_non_canonical In(13); "mov rcx, {}", "mov rax, [rcx]", {NON_CANONICAL};
