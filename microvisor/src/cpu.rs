@@ -7,6 +7,7 @@ use crate::paging::{self, DIRECT_MAP, Protection, STACKS, Tables};
 use crate::ring::{self, Trace};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use microvisor_abi::thread::Registers;
+use microvisor_objects::vcpu::{Run, Vcpu};
 use microvisor_objects::{Ref, Thread};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{GsBase, KernelGsBase};
@@ -25,6 +26,22 @@ const STACK_PLAN: [(u64, u64); 4] = [
     (72 << 10, EMERGENCY_BYTES),
     (96 << 10, EMERGENCY_BYTES),
 ];
+
+/// What a `VcpuRun` of a thread with this slot names, as long as no flush was answered.
+#[derive(Clone, Copy)]
+pub struct RunMemo {
+    /// The thread.
+    pub thread: Ref<Thread>,
+    /// Its argument.
+    pub slot: u64,
+    /// `Cpu::flushes` at that time.
+    pub flushes: u64,
+    /// What it named.
+    pub found: Option<Found>,
+}
+
+/// A vCPU with its name. Must not be touched once a flush was answered.
+pub type Found = (Ref<Vcpu>, Run<'static>);
 
 /// A CPU's own data. Entry stubs use the first fields by offset.
 #[repr(C, align(64))]
@@ -53,6 +70,10 @@ pub struct Cpu {
     pub armed: u64,
     /// This CPU's trace ring.
     pub trace: Trace,
+    /// The vCPU that a thread's last `VcpuRun` named.
+    pub run: RunMemo,
+    /// Flushes that this CPU took part in.
+    pub flushes: u64,
     /// Address of what `virt` keeps for this CPU, 0 if no guests can run.
     pub virt: u64,
     /// Local APIC id.

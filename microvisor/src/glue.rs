@@ -6,7 +6,7 @@
 //! point where this CPU answers another's flush (waiting for the lock, or after an interrupt) ends
 //! the validity of what was looked up without the lock, so the loop below looks it up again.
 
-use crate::cpu::{self, Cpu};
+use crate::cpu::{self, Cpu, Found, RunMemo};
 use crate::hardware::{self, Hardware};
 use crate::lock::{Guard, KernelLock, Once};
 use crate::paging::DIRECT_MAP;
@@ -17,10 +17,10 @@ use core::sync::atomic::Ordering;
 use microvisor_abi::archive::Archive;
 use microvisor_abi::boot::{Info, MEMORIES, MemoryRange, feature};
 use microvisor_abi::thread::Registers;
-use microvisor_abi::vcpu::State;
+use microvisor_abi::vcpu::{Exit, State};
 use microvisor_abi::{Call, FRAME, Status};
 use microvisor_objects::boot::Resources;
-use microvisor_objects::vcpu::Vcpu;
+use microvisor_objects::vcpu::{Run, Vcpu};
 use microvisor_objects::{Arena, Config, Handover, Kernel, PhysAddr, Ref, Thread};
 
 /// The object graph. Guarded by its lock: everything but what `ARENA`'s users say.
@@ -36,9 +36,6 @@ pub extern "C" fn system_call(regs: *mut Registers) {
     // SAFETY: the stub passes the current thread's registers, which live as long as it is current.
     let (number, first) = unsafe { ((*regs).rax, (*regs).rdi) };
     cpu::trace(Kind::Call, number, first);
-    if number == Call::VcpuRun as u64 {
-        return vcpu_run(regs, first);
-    }
     let mut kernel = lock_to_call();
     // A flush answered while waiting for the lock may have taken the thread's tables away.
     // SAFETY: this CPU's own field.
@@ -211,7 +208,7 @@ fn run_elsewhere(mut next: Ref<Thread>) {
         let kernel = if next.is_null() {
             Some(idle())
         } else {
-            run_guest(next, thread_vcpu(next), true)
+            run_guest(next, thread_vcpu(next))
         };
         match kernel.and_then(settle) {
             Some(following) => next = following,
@@ -302,84 +299,149 @@ fn set_thread_vcpu(thread: Ref<Thread>, vcpu: Ref<Vcpu>) {
     unsafe { (&raw mut (*thread).vcpu).write_volatile(vcpu) }
 }
 
-/// `VcpuRun`, without the lock.
-fn vcpu_run(regs: *mut Registers, slot: u64) {
-    let this = cpu::this();
-    // SAFETY: this CPU's own fields; `regs` are the current thread's.
-    unsafe {
-        let thread = (*this).thread;
-        let begun = match u32::try_from(slot) {
-            Ok(slot) => ARENA.get().vcpu_begin(thread, slot, (*this).index),
-            Err(_) => Err(Status::InvalidCap),
-        };
-        match begun {
-            Ok(vcpu) => {
-                set_thread_vcpu(thread, vcpu);
-                if let Some(kernel) = run_guest(thread, vcpu, false) {
-                    proceed(kernel);
-                }
+/// `VcpuRun` of the current thread, without the lock.
+pub extern "C" fn vcpu_run() {
+    // SAFETY: this CPU's own data, and no other reference to these fields is held here.
+    let this = unsafe { &mut *cpu::this() };
+    let thread = this.thread;
+    // SAFETY: the current thread's registers, which nobody else uses meanwhile.
+    let regs = unsafe { &mut *this.current_regs };
+    let last = &this.run;
+    let same = last.thread == thread && last.slot == regs.rdi && last.flushes == this.flushes;
+    let (vcpu, run) = match last.found {
+        Some(found) if same => found,
+        _ => match look_up_vcpu(this, regs.rdi) {
+            Ok(found) => found,
+            Err(status) => return regs.rax = status as u64,
+        },
+    };
+    if let Err(status) = run.begin(this.index) {
+        return regs.rax = status as u64;
+    }
+    set_thread_vcpu(thread, vcpu);
+    match attempt(run, vcpu, false) {
+        Outcome::Exited => {
+            set_thread_vcpu(thread, Ref::NULL);
+            run.end();
+            regs.rax = Status::Ok as u64;
+            // SAFETY: the registers are the current thread's, which came by a system call and did
+            // not leave this CPU. Nothing on this stack is needed.
+            unsafe { trap::sysret(regs) }
+        }
+        outcome => {
+            if let Some(kernel) = interrupted(thread, vcpu, outcome, false) {
+                proceed(kernel);
             }
-            Err(status) => (*regs).rax = status as u64,
         }
     }
 }
 
-/// Runs a vCPU on the current thread, until its VMM has to act (`None`: back to user mode) or the
-/// host has (the lock is held then, and the run goes on when the thread is next chosen).
-fn run_guest(
+#[cold]
+#[inline(never)]
+fn look_up_vcpu(this: &mut Cpu, slot: u64) -> Result<Found, Status> {
+    cpu::trace(Kind::Call, Call::VcpuRun as u64, slot);
+    let found = ARENA.get().vcpu_find(this.thread, slot, this.index)?;
+    this.run = RunMemo {
+        thread: this.thread,
+        slot,
+        flushes: this.flushes,
+        found: Some(found),
+    };
+    Ok(found)
+}
+
+/// One trip into the guest.
+#[inline(always)]
+fn attempt(run: Run<'_>, vcpu: Ref<Vcpu>, again: bool) -> Outcome {
+    let deadline = virt::deadline(vcpu.area());
+    arm(deadline);
+    let args = RunArgs {
+        vcpu: vcpu.area(),
+        epoch: run.epoch(),
+        deadline,
+        again,
+    };
+    let outcome = virt::run(&args, || run.wanted());
+    if outcome == Outcome::Exited {
+        let page = (DIRECT_MAP + vcpu.state_page().0) as *const State;
+        // SAFETY: the vCPU is alive, so this is its state page; volatile, as the VMM may write to
+        // it.
+        let (exit, rip) = unsafe {
+            (
+                (&raw const (*page).exit).read_volatile(),
+                (&raw const (*page).regs.rip).read_volatile(),
+            )
+        };
+        cpu::trace(Kind::Exit, exit, rip);
+    }
+    outcome
+}
+
+/// As [`attempt`], out of line: where it was interrupted, its length matters less than its size.
+#[inline(never)]
+fn attempt_again(run: Run<'_>, vcpu: Ref<Vcpu>, again: bool) -> Outcome {
+    attempt(run, vcpu, again)
+}
+
+/// Goes on with the run that the current thread is in the middle of. `None`: its VMM has to act, in
+/// user mode. Else the host has, with the lock, and the run goes on when the thread is next chosen.
+fn run_guest(thread: Ref<Thread>, vcpu: Ref<Vcpu>) -> Option<Guard<'static, Kernel<Hardware>>> {
+    let index = cpu::index();
+    let Some(run) = ARENA.get().vcpu_run(vcpu, index) else {
+        return lost(thread, vcpu, true);
+    };
+    run.go_on(index);
+    match attempt_again(run, vcpu, true) {
+        Outcome::Exited => finish_run(thread, vcpu, Status::Ok),
+        outcome => interrupted(thread, vcpu, outcome, true),
+    }
+}
+
+/// The host has to act before the run goes on.
+#[inline(never)]
+fn interrupted(
+    thread: Ref<Thread>,
+    vcpu: Ref<Vcpu>,
+    mut outcome: Outcome,
+    again: bool,
+) -> Option<Guard<'static, Kernel<Hardware>>> {
+    // Its registers are in a CPU where it ran before. What was looked up without the lock holds no
+    // longer once they were waited for.
+    while let Outcome::Elsewhere(other) = outcome {
+        let kernel = if again { KERNEL.lock() } else { lock_to_call() };
+        if kernel.current(cpu::index()) != thread {
+            return Some(kernel);
+        }
+        hardware::release_on(other);
+        drop(kernel);
+        let Some(run) = ARENA.get().vcpu_run(vcpu, cpu::index()) else {
+            return lost(thread, vcpu, again);
+        };
+        outcome = attempt_again(run, vcpu, again);
+        if outcome == Outcome::Exited {
+            return finish_run(thread, vcpu, Status::Ok);
+        }
+    }
+    if let Some(vector) = trap::collect_interrupt() {
+        cpu::trace(Kind::Interrupt, vector.into(), 1);
+        return Some(accept(vector));
+    }
+    // What woke the CPU is gone again; the thread's turn may still be over.
+    Some(KERNEL.lock())
+}
+
+/// The vCPU or its space was taken away in the middle of a run. Without a space it is interrupted, and
+/// its next run says why.
+fn lost(
     thread: Ref<Thread>,
     vcpu: Ref<Vcpu>,
     again: bool,
 ) -> Option<Guard<'static, Kernel<Hardware>>> {
-    let arena = ARENA.get();
-    if again {
-        arena.vcpu_continue(vcpu, cpu::index());
+    if !ARENA.get().alive(vcpu) {
+        return finish_run(thread, vcpu, Status::Aborted);
     }
-    loop {
-        if !arena.alive(vcpu) {
-            return finish_run(thread, vcpu, Status::Aborted);
-        }
-        let deadline = virt::deadline(vcpu.area());
-        arm(deadline);
-        let args = RunArgs {
-            vcpu: vcpu.area(),
-            epoch: arena.vcpu_epoch(vcpu),
-            deadline,
-            again,
-        };
-        match virt::run(&args, || arena.vcpu_wanted(vcpu)) {
-            Outcome::Exited => {
-                let page = (DIRECT_MAP + vcpu.state_page().0) as *const State;
-                // SAFETY: the vCPU is alive, so this is its state page; volatile, as the VMM may
-                // write to it.
-                let (exit, rip) = unsafe {
-                    (
-                        (&raw const (*page).exit).read_volatile(),
-                        (&raw const (*page).regs.rip).read_volatile(),
-                    )
-                };
-                cpu::trace(Kind::Exit, exit, rip);
-                return finish_run(thread, vcpu, Status::Ok);
-            }
-            Outcome::HostEvent => {
-                if let Some(vector) = trap::collect_interrupt() {
-                    cpu::trace(Kind::Interrupt, vector.into(), 1);
-                    return Some(accept(vector));
-                }
-                // What woke the CPU is gone again; the thread's turn may still be over.
-                return Some(KERNEL.lock());
-            }
-            Outcome::Elsewhere(other) => {
-                // Its registers are in a CPU where it ran before. What was looked up without the lock
-                // holds no longer once it was waited for.
-                let kernel = if again { KERNEL.lock() } else { lock_to_call() };
-                if kernel.current(cpu::index()) != thread {
-                    return Some(kernel);
-                }
-                hardware::release_on(other);
-            }
-        }
-    }
+    virt::stop(vcpu.area(), Exit::Interrupted, again);
+    finish_run(thread, vcpu, Status::Ok)
 }
 
 fn finish_run(

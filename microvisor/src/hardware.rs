@@ -52,8 +52,11 @@ fn published() -> Flush {
 /// Does this CPU's part of a flush.
 fn carry_out(flush: Flush) {
     let this = cpu::this();
-    // SAFETY: `root` is this CPU's own field.
-    let loaded = unsafe { (*this).root };
+    // SAFETY: this CPU's own fields.
+    let loaded = unsafe {
+        (*this).flushes += 1;
+        (*this).root
+    };
     match flush {
         Flush::HostPage { root, address } if root.0 == loaded => {
             tlb::flush(VirtAddr::new_truncate(address));

@@ -53,7 +53,7 @@ pub mod group {
     pub const SYSCALL: u64 = 1 << 3;
     /// `dr6`, `dr7`, `dr0` to `dr3`.
     pub const DEBUG: u64 = 1 << 4;
-    /// `cr2`, `pat`, `xcr0`, `xss`, `tsc_offset`, `tsc_aux`.
+    /// `cr2`, `cr8`, `pat`, `xcr0`, `xss`, `tsc_offset`, `tsc_aux`.
     pub const MISC: u64 = 1 << 5;
     /// `inject`, `window`, `interruptibility`. Always valid after an exit.
     pub const EVENTS: u64 = 1 << 6;
@@ -268,6 +268,10 @@ pub struct State {
     pub modified: u64,
     /// Absolute TSC at which a run returns with [`Exit::Deadline`]. Read at each run.
     pub deadline: u64,
+    /// Groups that come along with exits whose instruction the VMM may have to decode, so that it
+    /// need not fetch them: any of [`group::MODE`]. Every exit brings [`group::GENERAL`] and
+    /// [`group::EVENTS`]. Written by the VMM.
+    pub wanted: u64,
 
     /// Event to inject at the next entry. In [`group::EVENTS`]; cleared when injected.
     pub inject: u64,
@@ -344,5 +348,8 @@ pub struct State {
     pub tsc_offset: u64,
     /// MSR C000_0103. [`group::MISC`].
     pub tsc_aux: u64,
+    /// CR8, the task priority: the guest moves it without exits, and it holds back nothing that the
+    /// VMM injects. [`group::MISC`].
+    pub cr8: u64,
 }
 const _: () = assert!(core::mem::size_of::<State>() <= 4096);

@@ -181,6 +181,10 @@ impl<M: Machine> Kernel<M> {
                 let to = self.empty_place(me, a[2], a[3])?;
                 self.arena.relocate(source, to);
                 self.rename_owner(source, to);
+                if self.arena.slot(to).kind() == Kind::Vcpu {
+                    self.owe(Flush::Quiesce);
+                    self.pay();
+                }
                 ok
             }
             Call::Delete | Call::Revoke => {
@@ -367,6 +371,8 @@ impl<M: Machine> Kernel<M> {
         t.regs.rflags = 0x202;
         self.arena.vcpu_end(vcpu);
         self.arena.revise();
+        self.owe(Flush::Quiesce);
+        self.pay();
         Ok(())
     }
 

@@ -435,6 +435,8 @@ impl<M: Machine> Kernel<M> {
             let _ = self.take_mapping(slot);
         }
         match cap.kind() {
+            // Remembered by the CPUs whose threads run it.
+            Kind::Vcpu => self.owe(Flush::Quiesce),
             Kind::IoPorts => self.take_ports_back(&cap),
             Kind::Interrupt => self.unbind_lines(slot),
             Kind::Tables if cap.has_flag(flag::DONATED) => {

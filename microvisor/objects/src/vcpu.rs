@@ -50,15 +50,17 @@ impl Ref<Vcpu> {
 }
 
 impl Arena {
-    /// Starts a run, without the kernel lock: looks the capability up in the thread's space and
-    /// claims the vCPU for this CPU.
+    /// The vCPU that a slot of the thread's space names, looked up without the kernel lock. What it
+    /// finds holds until this CPU answers a flush: whoever removes or moves a vCPU's capability,
+    /// or gives a thread another space, quiesces every CPU.
     #[inline]
-    pub fn vcpu_begin(
+    pub fn vcpu_find(
         &self,
         thread: Ref<Thread>,
-        slot: u32,
+        slot: u64,
         cpu: usize,
-    ) -> Result<Ref<Vcpu>, Status> {
+    ) -> Result<(Ref<Vcpu>, Run<'_>), Status> {
+        let slot = u32::try_from(slot).map_err(|_| Status::InvalidCap)?;
         let t = self.get(thread).ok_or(Status::InvalidCap)?;
         let slot = self.slot_in(t.caps, slot)?;
         let (kind, rights, object) = self.peek(slot);
@@ -72,64 +74,86 @@ impl Arena {
         if !rights.has(Rights::USE) {
             return Err(Status::NoRight);
         }
-        let vcpu = Ref::<Vcpu>::from_raw(object);
-        let v = self.get(vcpu).ok_or(Status::InvalidCap)?;
-        self.entered_by(v, cpu)?;
-        v.running
-            .compare_exchange(0, cpu as u32 + 1, Ordering::SeqCst, Ordering::Relaxed)
-            .map_err(|_| Status::Busy)?;
-        Ok(vcpu)
-    }
-
-    /// True if the run must not enter the guest: poked, or bits are pending. Clears the poke.
-    #[inline]
-    pub fn vcpu_wanted(&self, vcpu: Ref<Vcpu>) -> bool {
-        let Some(v) = self.get(vcpu) else { return true };
-        if !self.alive(v.space) {
-            return true;
+        let vcpu = Ref::from_raw(object);
+        if !self.alive(vcpu) {
+            return Err(Status::InvalidCap);
         }
-        if v.poked.load(Ordering::SeqCst) != 0 {
-            v.poked.store(0, Ordering::SeqCst);
-            return true;
-        }
-        self.get(v.notification)
-            .is_some_and(|n| n.bits.load(Ordering::SeqCst) != 0)
+        let run = self.vcpu_run(vcpu, cpu).ok_or(Status::NotBound)?;
+        Ok((vcpu, run))
     }
 
-    /// Epoch of the guest tables the vCPU runs under, for deciding whether to flush at entry.
-    #[inline]
-    pub fn vcpu_epoch(&self, vcpu: Ref<Vcpu>) -> u64 {
-        self.get(vcpu)
-            .and_then(|v| self.get(v.space))
-            .map_or(0, |space| space.epoch.load(Ordering::SeqCst))
-    }
-
-    /// A run goes on on this CPU: its thread may have been moved here meanwhile.
-    #[inline]
-    pub fn vcpu_continue(&self, vcpu: Ref<Vcpu>, cpu: usize) {
-        if let Some(v) = self.get(vcpu) {
-            v.running.store(cpu as u32 + 1, Ordering::SeqCst);
-            // A space that is gone is noticed before the guest is entered.
-            let _ = self.entered_by(v, cpu);
-        }
-    }
-
-    /// Notes that this CPU runs vCPUs of the space, for those who take translations away.
+    /// The vCPU with its space, to be run on this CPU. Notes that this CPU runs vCPUs of the space,
+    /// for those who take translations away. `None` if either is gone.
     #[inline(always)]
-    fn entered_by(&self, vcpu: &Vcpu, cpu: usize) -> Result<(), Status> {
-        let space = self.get(vcpu.space).ok_or(Status::NotBound)?;
+    pub fn vcpu_run(&self, vcpu: Ref<Vcpu>, cpu: usize) -> Option<Run<'_>> {
+        let vcpu = self.get(vcpu)?;
+        let space = self.get(vcpu.space)?;
         if space.cpus.load(Ordering::Relaxed) >> cpu & 1 == 0 {
             space.cpus.fetch_or(1 << cpu, Ordering::SeqCst);
         }
-        Ok(())
+        Some(Run {
+            arena: self,
+            vcpu,
+            space,
+        })
     }
 
-    /// Ends a run.
+    /// Ends a run of a vCPU that may be gone.
     #[inline]
     pub fn vcpu_end(&self, vcpu: Ref<Vcpu>) {
         if let Some(v) = self.get(vcpu) {
             v.running.store(0, Ordering::SeqCst);
         }
+    }
+}
+
+/// A vCPU that is being run, or about to be. Made without the lock, so it must not be kept when this
+/// CPU answers a flush.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    arena: &'a Arena,
+    vcpu: &'a Vcpu,
+    space: &'a AddressSpace,
+}
+
+impl Run<'_> {
+    /// Begins. `Busy` if another thread runs it.
+    #[inline(always)]
+    pub fn begin(&self, cpu: usize) -> Result<(), Status> {
+        let running = &self.vcpu.running;
+        match running.compare_exchange(0, cpu as u32 + 1, Ordering::SeqCst, Ordering::Relaxed) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Status::Busy),
+        }
+    }
+
+    /// Goes on, on this CPU: the thread may have been moved here meanwhile.
+    #[inline(always)]
+    pub fn go_on(&self, cpu: usize) {
+        self.vcpu.running.store(cpu as u32 + 1, Ordering::SeqCst);
+    }
+
+    /// Epoch of the guest tables it runs under, for deciding whether to flush at entry.
+    #[inline(always)]
+    pub fn epoch(&self) -> u64 {
+        self.space.epoch.load(Ordering::SeqCst)
+    }
+
+    /// True if the guest must not be entered: poked, or bits are pending. Clears the poke.
+    #[inline(always)]
+    pub fn wanted(&self) -> bool {
+        if self.vcpu.poked.load(Ordering::SeqCst) != 0 {
+            self.vcpu.poked.store(0, Ordering::SeqCst);
+            return true;
+        }
+        let notification = self.arena.get(self.vcpu.notification);
+        notification.is_some_and(|n| n.bits.load(Ordering::SeqCst) != 0)
+    }
+
+    /// Ends.
+    #[inline(always)]
+    pub fn end(&self) {
+        self.vcpu.running.store(0, Ordering::SeqCst);
     }
 }
 

@@ -17,11 +17,8 @@ fn a_vcpu_without_the_right_to_use_it_is_not_run() {
     w.ok(Call::VcpuControl, &[500, 0, 501]);
     w.ok(Call::Copy, &[500, 0, 502, 0, 0, 0]);
     let arena = &w.kernel.arena;
-    assert_eq!(
-        arena.vcpu_begin(w.root, 502, 0).err(),
-        Some(Status::NoRight)
-    );
-    assert!(arena.vcpu_begin(w.root, 500, 0).is_ok());
+    assert_eq!(arena.vcpu_find(w.root, 502, 0).err(), Some(Status::NoRight));
+    assert!(arena.vcpu_find(w.root, 500, 0).is_ok());
 }
 
 #[test]
@@ -101,7 +98,8 @@ fn cancelling_a_thread_whose_vcpu_is_gone_succeeds() {
     w.make(ram, Kind::Vcpu, 0, 500, 1);
     w.make(ram, Kind::AddressSpace, 1, 501, 1);
     w.ok(Call::VcpuControl, &[500, 0, 501]);
-    let vcpu = w.kernel.arena.vcpu_begin(w.root, 500, 0).expect("a run");
+    let (vcpu, run) = w.kernel.arena.vcpu_find(w.root, 500, 0).expect("a vCPU");
+    run.begin(0).expect("a run");
     let thread = w.kernel.arena.get_mut(w.root).expect("root");
     thread.vcpu = vcpu;
     w.ok(Call::Delete, &[0, 500]);

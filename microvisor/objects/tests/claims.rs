@@ -510,10 +510,8 @@ fn a_guest_page_is_forgotten_by_the_cpus_that_ran_its_space() {
     };
     assert_eq!(unmap(&mut w), 0);
     let epoch = |w: &World| {
-        let vcpu = w.kernel.arena.vcpu_begin(w.root, 502, 5).expect("vcpu");
-        let epoch = w.kernel.arena.vcpu_epoch(vcpu);
-        w.kernel.arena.vcpu_end(vcpu);
-        epoch
+        let (_, run) = w.kernel.arena.vcpu_find(w.root, 502, 5).expect("vcpu");
+        run.epoch()
     };
     let before = epoch(&w);
     assert_eq!(unmap(&mut w), 1 << 5);
@@ -620,4 +618,19 @@ fn a_frame_whose_generations_are_spent_carries_no_object() {
     assert_eq!(used(&mut w), 3);
     // They can still be ordinary memory.
     w.make(500, Kind::Frame, 12, 501, 8);
+}
+
+#[test]
+fn a_vcpu_capability_that_goes_or_moves_is_forgotten_by_every_cpu() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Vcpu, 0, 500, 1);
+    let quiesces = |w: &mut World, call, a: &[u64]| {
+        w.seen.flushes.borrow_mut().clear();
+        w.ok(call, a);
+        !w.seen.flushes.borrow().is_empty()
+    };
+    assert!(!quiesces(&mut w, Call::Copy, &[500, 0, 501, 1, 0, 0]));
+    assert!(quiesces(&mut w, Call::Move, &[0, 501, 0, 502]));
+    assert!(quiesces(&mut w, Call::Delete, &[0, 502]));
 }

@@ -320,7 +320,7 @@ pub fn deadline(vcpu: VcpuArea) -> u64 {
 /// Runs a vCPU until something happens. `poked` is asked last before the entry; an interrupt that
 /// arrives after it ends the run at once, since it stays pending until guest mode. `args.again`
 /// false and poked, or too late: the page keeps all the VMM wrote, and `info[0]` is 1.
-#[inline]
+#[inline(always)]
 pub fn run(args: &RunArgs, poked: impl FnOnce() -> bool) -> Outcome {
     let area = Area::new(args.vcpu);
     let stop = if poked() {
@@ -336,11 +336,18 @@ pub fn run(args: &RunArgs, poked: impl FnOnce() -> bool) -> Outcome {
         }
         return svm::Svm::run(cpu, area, args.epoch, args.again);
     };
-    if args.again {
+    self::stop(args.vcpu, stop, args.again);
+    Outcome::Exited
+}
+
+/// Ends a run that did not enter the guest (again).
+#[cold]
+pub fn stop(vcpu: VcpuArea, why: Exit, again: bool) {
+    let area = Area::new(vcpu);
+    if again {
         svm::stopped(area);
     }
-    area.page().set_stop(stop, [u64::from(!args.again), 0]);
-    Outcome::Exited
+    area.page().set_stop(why, [u64::from(!again), 0]);
 }
 
 /// The CPUID words that limit guest state.

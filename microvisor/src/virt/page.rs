@@ -71,6 +71,7 @@ impl Page {
         valid / set_valid: [valid];
         modified / set_modified: [modified];
         deadline / : [deadline];
+        wanted / : [wanted];
         inject / set_inject: [inject];
         / set_delivering: [delivering];
         window / set_window: [window];
@@ -90,6 +91,7 @@ impl Page {
         dr6 / set_dr6: [dr6];
         dr7 / set_dr7: [dr7];
         cr2 / set_cr2: [cr2];
+        cr8 / set_cr8: [cr8];
         pat / set_pat: [pat];
         xcr0 / set_xcr0: [xcr0];
         xss / set_xss: [xss];

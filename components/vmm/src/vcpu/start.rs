@@ -50,6 +50,7 @@ impl Vcpu {
             field!(sysenter_esp),
             field!(sysenter_eip),
             field!(cr2),
+            field!(cr8),
             field!(xss),
             field!(tsc_offset),
             field!(tsc_aux),
@@ -80,6 +81,8 @@ impl Vcpu {
         page.set_segment(field!(ldtr), Segment::new(0, LDT, 0xffff, 0));
         page.set_segment(field!(tr), Segment::new(0, TSS32, 0xffff, 0));
         self.set_registers(registers);
+        // Without the length of instructions from the hardware, most exits need it.
+        self.page.set(field!(wanted), group::MODE);
         // The page is the newest there is, also if the next run does not enter.
         self.page.set(field!(valid), group::ALL);
         self.valid = group::ALL;

@@ -133,7 +133,7 @@ fn report(cpu: &PerCpu, area: Area, vmcb: &Vmcb, what: Report, delivering: u64) 
         page.set_instruction_bytes([low >> 8 | high << 56, high >> 8]);
     }
     let mut valid = group::GENERAL | group::EVENTS;
-    if what.mode {
+    if what.mode && page.wanted() & group::MODE != 0 {
         groups::store_mode(page, vmcb);
         valid |= group::MODE;
     }
