@@ -379,9 +379,11 @@ mod tests {
         GOOD.replace(part, instead)
     }
 
+    type Judge = fn(&str) -> Result<()>;
+
     #[test]
     fn what_is_not_said_or_said_otherwise_is_refused() {
-        let judges: [(fn(&str) -> Result<()>, &str, &str); 8] = [
+        let judges: [(Judge, &str, &str); 8] = [
             (heard_restarted, "Err(Restarted)", "Err(Aborted)"),
             (next_call, "next call: Ok(101)", "next call: Err(Aborted)"),
             (peers, "told: Ok(true)", "told: Ok(false)"),
