@@ -38,6 +38,7 @@ const CLAIMS: &[&str] = &[
     "debug_registers_are_the_guests_own",
     "a_breakpoint_reaches_the_guest",
     "ports_are_given_and_taken_back",
+    "task_priority_is_in_the_state",
 ];
 
 /// Runs the group.

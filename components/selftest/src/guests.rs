@@ -34,6 +34,7 @@ pub const CLAIMS: &[Claim] = &[
     ("debug_registers_are_the_guests_own", debug),
     ("a_breakpoint_reaches_the_guest", breakpoint),
     ("ports_are_given_and_taken_back", ports),
+    ("task_priority_is_in_the_state", task_priority),
 ];
 
 /// Where a guest's code is, in its only page; the real-mode vectors are at 0.
@@ -457,4 +458,16 @@ fn ports(_: &mut Lab) -> Result<(), Failure> {
     one.delete()?;
     guest.set(field!(regs.rip), CODE, group::GENERAL);
     guest.run(Exit::Io, CODE)
+}
+
+fn task_priority(_: &mut Lab) -> Result<(), Failure> {
+    // MOV EAX, CR8; MOV CR8, EBX; HLT: LOCK makes CR0 CR8 where CR8 has no encoding of its own (AMD
+    // APM vol. 3, MOV CRn).
+    let mut guest = Guest::new(&[0xf0, 0x0f, 0x20, 0xc0, 0xf0, 0x0f, 0x22, 0xc3, HLT])?;
+    guest.set(field!(cr8), 9, group::MISC);
+    guest.set(field!(regs.rbx), 5, group::GENERAL);
+    guest.run(Exit::Hlt, CODE + 8)?;
+    same("what it reads", guest.page.get(field!(regs.rax)), 9)?;
+    guest.vcpu.fetch(group::MISC)?;
+    same("what it wrote", guest.page.get(field!(cr8)), 5)
 }

@@ -187,7 +187,9 @@ fn load_misc(area: Area, page: Page, vmcb: &Vmcb, limits: &Limits) -> Checked<()
     vmcb.pat.set(pat);
     vmcb.cr2.set(page.cr2());
     vmcb.tsc_offset.set(page.tsc_offset());
-    vmcb.dirty(clean::NESTED | clean::CR2 | clean::INTERCEPTS);
+    vmcb.virtual_interrupt
+        .set(vmcb.virtual_interrupt.get() & !0xff | page.cr8() & 0xf);
+    vmcb.dirty(clean::NESTED | clean::CR2 | clean::INTERCEPTS | clean::VIRTUAL_INTERRUPT);
     fpu::change_xcr0(area, xcr0);
     fpu::change_tsc_aux(area, page.tsc_aux());
     Ok(())
@@ -230,6 +232,7 @@ pub fn store(area: Area, groups: u64) {
     }
     if groups & group::MISC != 0 {
         page.set_cr2(vmcb.cr2.get());
+        page.set_cr8(vmcb.virtual_interrupt.get() & 0xf);
         page.set_pat(vmcb.pat.get());
         page.set_xcr0(area.header().xcr0.get());
         page.set_xss(0);
