@@ -159,21 +159,22 @@ impl State {
     fn remove_below(&mut self, place: Place, itself: bool) {
         while let Some(cap) = self.caps.get(&place) {
             match cap.children.first() {
-                Some(&child) => self.remove_child(child),
+                Some(&child) => self.remove_child(child, place),
                 None if !itself => return,
-                None if cap.is_space_itself() => self.empty_space(place),
+                None if cap.is_space_itself() => self.empty_space(place, place),
                 None => self.remove_one(place),
             }
         }
     }
 
-    fn remove_child(&mut self, child: Place) {
+    /// One step towards removing a capability below `root`.
+    fn remove_child(&mut self, child: Place, root: Place) {
         if !self.at(child).is_space_itself() {
             self.remove_one(child);
         } else if child.slot != 0 {
             self.shelve(child);
         } else {
-            self.empty_space(child);
+            self.empty_space(child, root);
         }
     }
 
@@ -215,8 +216,9 @@ impl State {
     }
 
     /// One step towards the end of the capability space whose own name is in `name`: it stops
-    /// resolving, then loses its capabilities in order, then it is gone.
-    fn empty_space(&mut self, name: Place) {
+    /// resolving, then loses its capabilities in order, then it is gone. If what is being deleted, `root`,
+    /// is in it, the space outlives that, dead: its name goes to the parent of `root`.
+    fn empty_space(&mut self, name: Place, root: Place) {
         let space = self.at(name).object().expect("its own name");
         self.kill_space(space);
         let slots = Place { space, slot: 1 }..Place {
@@ -226,8 +228,21 @@ impl State {
         let inner = self.caps.range(slots).map(|(place, _)| *place);
         match inner.filter(|place| *place != name).min() {
             None => {
+                // Copies of the name are below whatever is being deleted, too.
+                self.pass_up(name);
                 self.take_out(name);
                 self.cap_spaces.remove(&space);
+            }
+            Some(inner) if inner == root && name != root => {
+                self.pass_up(name);
+                self.at_mut(root).children.retain(|child| *child != name);
+                let parent = self.at(root).parent;
+                self.at_mut(name).parent = parent;
+                if let Some(parent) = parent {
+                    let above = &mut self.at_mut(parent).children;
+                    let at = above.iter().position(|c| *c == root).unwrap_or(0);
+                    above.insert(at, name);
+                }
             }
             Some(inner) => {
                 self.pass_up(inner);

@@ -77,7 +77,8 @@ pub fn derivation_is_a_forest(s: &State) -> Holds {
     holds(reached == s.caps.len(), || "a circle".into())
 }
 
-/// What is derived is never more than what it was derived from.
+/// What is derived is never more than what it was derived from. A copy whose original died with the
+/// capability space around it belongs to the memory that the original was made of.
 pub fn authority_never_amplifies(s: &State) -> Holds {
     for (place, cap) in &s.caps {
         let Some(parent) = cap.parent.map(|p| s.at(p)) else {
@@ -133,6 +134,20 @@ pub fn authority_never_amplifies(s: &State) -> Holds {
                 let same = at == a || (at.is_none() && *kind == Kind::CapSpace);
                 kind == k && same && (number == n || *n == 0)
             }
+            (
+                What::Page {
+                    base,
+                    order,
+                    device,
+                },
+                What::Untyped {
+                    base: b,
+                    used,
+                    device: d,
+                    ..
+                },
+            ) => device == d && base >= b && base + (1 << (order - 12)) <= b + used,
+            (What::Object { at: None, .. }, What::Untyped { .. }) => true,
             _ => false,
         };
         holds(rights && inside, || {
@@ -212,10 +227,28 @@ fn objects_size(s: &State, at: Frame) -> Option<u64> {
 /// memory share a frame.
 pub fn memory_is_accounted(s: &State) -> Holds {
     let mut families: BTreeMap<Option<Place>, Vec<(Frame, u64)>> = BTreeMap::new();
-    for cap in s.caps.values() {
+    let mut orphans = Vec::new();
+    for (place, cap) in &s.caps {
+        // Nothing can be made any more of a memory in a dead space; it may have held that very space.
+        let dead = s.cap_spaces.get(&place.space).is_some_and(|c| c.dead);
+        if dead && cap.kind() == Kind::Memory {
+            continue;
+        }
         if let Some(extent) = extent(s, cap) {
             families.entry(cap.parent).or_default().push(extent);
+        } else if let What::Page { base, order, .. } = cap.what
+            && let Some(parent) = cap.parent
+            && s.at(parent).kind() == Kind::Memory
+        {
+            orphans.push((parent, base, base + (1 << (order - 12))));
         }
+    }
+    for (parent, from, to) in orphans {
+        let siblings = families.get(&Some(parent)).into_iter().flatten();
+        let mut apart = siblings.map(|(base, frames)| to <= *base || from >= base + frames);
+        holds(apart.all(|apart| apart), || {
+            format!("a frame at {from:#x} was used again while a copy is left")
+        })?;
     }
     for (parent, mut extents) in families {
         extents.sort_unstable();

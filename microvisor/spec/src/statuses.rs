@@ -1,176 +1,61 @@
 //! Which call may answer what: the whole table. A status that is not here is never answered by that
 //! call; the refinement tests see every row of it happen. Why a call answers a status is said at the
-//! call; the first four mean the same everywhere ([`crate::lookup`]).
+//! call.
 
 use microvisor_abi::Call;
 use microvisor_abi::Status::{self, *};
 
-/// What each call may answer, in order of number.
-pub const ANSWERS: &[(Call, &[Status])] = &[
-    (
-        Call::Retype,
-        &[
-            Ok,
-            InvalidCap,
-            WrongKind,
-            NoRight,
-            InvalidArgument,
-            SlotOccupied,
-            NoMemory,
-            Again,
-            TooDeep,
-            Unsupported,
-        ],
-    ),
-    (
-        Call::Copy,
-        &[
-            Ok,
-            InvalidCap,
-            WrongKind,
-            NoRight,
-            InvalidArgument,
-            SlotOccupied,
-            TooDeep,
-        ],
-    ),
-    (
-        Call::Move,
-        &[Ok, InvalidCap, WrongKind, NoRight, SlotOccupied],
-    ),
-    (Call::Delete, &[Ok, InvalidCap, WrongKind, NoRight, Again]),
-    (Call::Revoke, &[Ok, InvalidCap, WrongKind, NoRight, Again]),
-    (
-        Call::Map,
-        &[
-            Ok,
-            InvalidCap,
-            WrongKind,
-            NoRight,
-            InvalidArgument,
-            AlreadyMapped,
-            Occupied,
-            NeedTable,
-        ],
-    ),
-    (Call::Unmap, &[Ok, InvalidCap, WrongKind, NotMapped]),
-    (Call::Fill, &[Ok, InvalidCap, WrongKind, NoRight, Busy]),
-    (
-        Call::ThreadConfigure,
-        &[Ok, InvalidCap, WrongKind, NoRight, InvalidArgument, Busy],
-    ),
-    (
-        Call::ThreadControl,
-        &[
-            Ok,
-            InvalidCap,
-            WrongKind,
-            NoRight,
-            InvalidArgument,
-            Busy,
-            NotBound,
-        ],
-    ),
-    (
-        Call::SchedSet,
-        &[Ok, InvalidCap, WrongKind, NoRight, InvalidArgument],
-    ),
-    (
-        Call::Bind,
-        &[
-            Ok,
-            InvalidCap,
-            WrongKind,
-            NoRight,
-            InvalidArgument,
-            Busy,
-            NotBound,
-        ],
-    ),
-    (
-        Call::Call,
-        &[
-            Ok,
-            InvalidCap,
-            WrongKind,
-            NoRight,
-            InvalidArgument,
-            Cancelled,
-            Aborted,
-            Restarted,
-            TooDeep,
-            CapsRefused,
-        ],
-    ),
-    (
-        Call::Receive,
-        &[
-            Ok, InvalidCap, WrongKind, NoRight, Busy, Again, Timeout, Cancelled, Aborted, NotBound,
-        ],
-    ),
-    (
-        Call::Reply,
-        &[
-            Ok,
-            InvalidCap,
-            WrongKind,
-            NoRight,
-            InvalidArgument,
-            TooDeep,
-            CapsRefused,
-            NoCaller,
-        ],
-    ),
-    (
-        Call::ReplyReceive,
-        &[
-            Ok, InvalidCap, WrongKind, NoRight, Again, Cancelled, Aborted,
-        ],
-    ),
-    (Call::Signal, &[Ok, InvalidCap, WrongKind, NoRight]),
-    (
-        Call::Wait,
-        &[
-            Ok, InvalidCap, WrongKind, NoRight, Timeout, Cancelled, Aborted,
-        ],
-    ),
-    (
-        Call::VcpuRun,
-        &[Ok, InvalidCap, WrongKind, NoRight, Busy, Aborted, NotBound],
-    ),
-    (
-        Call::VcpuControl,
-        &[Ok, InvalidCap, WrongKind, NoRight, InvalidArgument, Busy],
-    ),
-    (
-        Call::InterruptControl,
-        &[
-            Ok,
-            InvalidCap,
-            WrongKind,
-            NoRight,
-            InvalidArgument,
-            NotBound,
-        ],
-    ),
-    (
-        Call::PortsGrant,
-        &[
-            Ok,
-            InvalidCap,
-            WrongKind,
-            NoRight,
-            InvalidArgument,
-            NoMemory,
-            AlreadyMapped,
-        ],
-    ),
-    (Call::Inspect, &[Ok, InvalidCap, WrongKind, NoRight]),
+/// What every call may answer: it was done, or the naming of a capability failed ([`crate::lookup`]).
+const ALWAYS: [Status; 4] = [Ok, InvalidCap, WrongKind, NoRight];
+/// How a call that blocks may end early.
+const LATER: [Status; 2] = [Cancelled, Aborted];
+
+/// What each call may answer besides, in order of number.
+#[rustfmt::skip]
+const BESIDES: &[(Call, &[Status])] = &[
+    (Call::Retype, &[InvalidArgument, SlotOccupied, NoMemory, Again, TooDeep, Unsupported]),
+    (Call::Copy, &[InvalidArgument, SlotOccupied, TooDeep]),
+    (Call::Move, &[SlotOccupied]),
+    (Call::Delete, &[Again]),
+    (Call::Revoke, &[Again]),
+    (Call::Map, &[InvalidArgument, AlreadyMapped, Occupied, NeedTable]),
+    (Call::Unmap, &[NotMapped]),
+    (Call::Fill, &[Busy]),
+    (Call::ThreadConfigure, &[InvalidArgument, Busy]),
+    (Call::ThreadControl, &[InvalidArgument, Busy, NotBound]),
+    (Call::SchedSet, &[InvalidArgument]),
+    (Call::Bind, &[InvalidArgument, Busy, NotBound]),
+    (Call::Call, &[InvalidArgument, Restarted, TooDeep, CapsRefused]),
+    (Call::Receive, &[Busy, Again, Timeout, NotBound]),
+    (Call::Reply, &[InvalidArgument, TooDeep, CapsRefused, NoCaller]),
+    (Call::ReplyReceive, &[Again]),
+    (Call::Signal, &[]),
+    (Call::Wait, &[Timeout]),
+    (Call::VcpuRun, &[Busy, Aborted, NotBound]),
+    (Call::VcpuControl, &[InvalidArgument, Busy]),
+    (Call::InterruptControl, &[InvalidArgument, NotBound]),
+    (Call::PortsGrant, &[InvalidArgument, NoMemory, AlreadyMapped]),
+    (Call::Inspect, &[]),
 ];
+
+/// Every call with every status that it may answer.
+pub fn answers() -> impl Iterator<Item = (Call, Status)> {
+    BESIDES.iter().flat_map(|(call, besides)| {
+        let blocks = matches!(
+            call,
+            Call::Call | Call::Receive | Call::ReplyReceive | Call::Wait
+        );
+        // Unmapping needs no right: it gives something up.
+        let named = ALWAYS
+            .iter()
+            .filter(|s| **s != NoRight || *call != Call::Unmap);
+        let later = LATER.iter().filter(move |_| blocks);
+        let all = named.chain(later).chain(*besides);
+        all.map(|status| (*call, *status))
+    })
+}
 
 /// True if the table lists this.
 pub fn may_answer(call: Call, status: Status) -> bool {
-    ANSWERS
-        .iter()
-        .any(|(c, list)| *c == call && list.contains(&status))
+    answers().any(|row| row == (call, status))
 }

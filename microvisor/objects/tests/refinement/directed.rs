@@ -13,14 +13,16 @@ use microvisor_spec::state::Frame;
 /// A capability that is sent, in a message that carries one.
 const ONE: u64 = MessageInfo::new(1, 0, 1).0;
 
-struct Story {
-    pair: Pair,
+/// Root, alone to begin with.
+pub struct Story {
+    /// Both worlds.
+    pub pair: Pair,
     ram: u64,
     device: u64,
 }
 
 impl Story {
-    fn begin(frames: u64) -> Checked<Story> {
+    pub fn begin(frames: u64) -> Checked<Story> {
         let world = World::with(frames);
         let (ram, device) = (world.ram(), world.info.memories[1].slot.into());
         let pair = Pair::new(world)?;
@@ -28,7 +30,7 @@ impl Story {
     }
 
     /// A call on this CPU; `None` if it blocks.
-    fn on(&mut self, cpu: usize, call: Call, args: &[u64]) -> Checked<Option<Status>> {
+    pub fn on(&mut self, cpu: usize, call: Call, args: &[u64]) -> Checked<Option<Status>> {
         let mut words = [0; 6];
         words[..args.len()].copy_from_slice(args);
         self.pair.call(cpu, call as u64, words)
@@ -44,7 +46,7 @@ impl Story {
     }
 
     /// A call that succeeds, however many steps it takes.
-    fn ok(&mut self, call: Call, args: &[u64]) -> Checked {
+    pub fn ok(&mut self, call: Call, args: &[u64]) -> Checked {
         for _ in 0..1000 {
             match self.on(0, call, args)? {
                 Some(Status::Again) => {}
@@ -62,13 +64,13 @@ impl Story {
         }
     }
 
-    fn make(&mut self, kind: Kind, size: u64, slot: u64) -> Checked {
+    pub fn make(&mut self, kind: Kind, size: u64, slot: u64) -> Checked {
         let args = [self.ram, kind as u64 | size << 8, 0, slot | 1 << 32];
         self.ok(Call::Retype, &args)
     }
 
     /// A thread in root's spaces, in slots `slot` and `slot + 1`, on CPU 1.
-    fn thread(&mut self, slot: u64, priority: u64) -> Checked {
+    pub fn thread(&mut self, slot: u64, priority: u64) -> Checked {
         self.make(Kind::Thread, 0, slot)?;
         self.make(Kind::SchedContext, 0, slot + 1)?;
         self.ok(Call::SchedSet, &[slot + 1, 7, 1, priority, 1, 1])?;
@@ -78,7 +80,7 @@ impl Story {
         self.ok(Call::ThreadControl, &[slot, 0])
     }
 
-    fn look(&mut self, cpu: usize) -> Checked {
+    pub fn look(&mut self, cpu: usize) -> Checked {
         self.pair.event(Event::Reschedule { cpu })
     }
 
