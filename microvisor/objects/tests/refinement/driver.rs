@@ -183,10 +183,8 @@ impl Pair {
             return (false, true);
         }
         if number == Call::VcpuRun as u64 {
-            let begun = match u32::try_from(args[0]) {
-                Ok(slot) => kernel.arena.vcpu_begin(thread, slot, cpu),
-                Err(_) => Err(Status::InvalidCap),
-            };
+            let found = kernel.arena.vcpu_find(thread, args[0], cpu);
+            let begun = found.and_then(|(vcpu, run)| run.begin(cpu).map(|()| vcpu));
             match begun {
                 Ok(vcpu) => {
                     if let Some(t) = kernel.arena.get_mut(thread) {
@@ -212,10 +210,12 @@ impl Pair {
         let Some(vcpu) = arena.get(thread).map(|t| t.vcpu).filter(|v| !v.is_null()) else {
             return;
         };
-        arena.vcpu_continue(vcpu, cpu);
         let status = if !arena.alive(vcpu) {
             Status::Aborted
-        } else if arena.vcpu_wanted(vcpu) {
+        } else if arena.vcpu_run(vcpu, cpu).is_none_or(|run| {
+            run.go_on(cpu);
+            run.wanted()
+        }) {
             Status::Ok
         } else {
             return;
