@@ -89,13 +89,6 @@ impl Table {
         Ok(table)
     }
 
-    /// What registers, ports and addresses did.
-    pub fn of_machine(logs: &Logs) -> Result<Table> {
-        let mut table = Table::of_registers(logs)?;
-        table.0.extend(Table::of_places(logs)?.0);
-        Ok(table)
-    }
-
     /// What registers and ports did.
     pub fn of_registers(logs: &Logs) -> Result<Table> {
         let mut table = Table::default();

@@ -35,7 +35,8 @@ pub fn run(machines: &mut Machines, report: &mut Report, full: bool) {
         let seeds = if full { ALL_SEEDS } else { FEW_SEEDS };
         let (logs, version) = logs_under_xen(machines, &seeds)?;
         let mut parts = vec![
-            ("machine", Table::of_machine(&logs)?),
+            ("addresses", Table::of_places(&logs)?),
+            ("registers", Table::of_registers(&logs)?),
             ("few", Table::of_calls(&logs, FEW_SEEDS)?),
         ];
         if full {
