@@ -263,7 +263,10 @@ trap_stubs:
 #[unsafe(naked)]
 unsafe extern "C" fn common() {
     naked_asm!(
-        "cld",
+        // Flags as the core wants them: a thread may have set AC (which would switch SMAP off), DF,
+        // NT or RF.
+        "push 2",
+        "popfq",
         "test byte ptr [rsp + 24], 3",
         "jz 2f",
         // The emergency vectors come on stacks of their own; they do not return.
