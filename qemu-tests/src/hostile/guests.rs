@@ -88,10 +88,9 @@ impl Scene {
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
         };
         let xen = Table::parse(&read(&record::file(part))?)?;
-        let kind = if part == "machine" {
-            "machine"
-        } else {
-            "calls"
+        let kind = match part {
+            "few" | "all" => "calls",
+            other => other,
         };
         let list = parse(&read(&format!("{ORACLE}/differences-{kind}.txt"))?)?;
         let found = compare(&xen, here, &list);
