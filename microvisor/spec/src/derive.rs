@@ -203,10 +203,16 @@ impl State {
     /// Takes a capability without children out of the forest.
     fn take_out(&mut self, place: Place) {
         let parent = self.caps.remove(&place).and_then(|cap| cap.parent);
-        let Some(parent) = parent.and_then(|parent| self.caps.get_mut(&parent)) else {
+        if let Some(parent) = parent {
+            self.lose_child(parent, place);
+        }
+    }
+
+    fn lose_child(&mut self, parent: Place, child: Place) {
+        let Some(parent) = self.caps.get_mut(&parent) else {
             return;
         };
-        parent.children.retain(|child| *child != place);
+        parent.children.retain(|c| *c != child);
         if let What::Untyped { used, .. } = &mut parent.what
             && parent.children.is_empty()
         {
@@ -235,7 +241,7 @@ impl State {
             }
             Some(inner) if inner == root && name != root => {
                 self.pass_up(name);
-                self.at_mut(root).children.retain(|child| *child != name);
+                self.lose_child(root, name);
                 let parent = self.at(root).parent;
                 self.at_mut(name).parent = parent;
                 if let Some(parent) = parent {

@@ -163,7 +163,11 @@ impl Virt for Svm {
 
     fn init(area: Area) {
         let vmcb = Vmcb::of(area);
-        let exits = if cfg!(control = "guest-ports") { 0 } else { 0xff };
+        let exits = if cfg!(control = "guest-ports") {
+            0
+        } else {
+            0xff
+        };
         // SAFETY: the three frames after the VMCB are the area's I/O permission map.
         unsafe { core::ptr::write_bytes(io_map(area), exits, IOPM_BYTES) };
         vmcb.intercept_dr.set(u32::MAX);
