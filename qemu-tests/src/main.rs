@@ -25,6 +25,7 @@ mod selftest;
 mod session;
 mod shares;
 mod size;
+mod spec;
 mod xen;
 
 use std::path::PathBuf;
@@ -51,6 +52,12 @@ struct Cli {
     /// where it must fail.
     #[arg(long)]
     controls: bool,
+    /// With `spec`: many more random stories, and Miri.
+    #[arg(long)]
+    deep: bool,
+    /// With `spec`: also builds in which one check is off, each of which must be caught.
+    #[arg(long)]
+    planted: bool,
     /// Also what takes too long for the gate; without it, the summary counts and lists what was
     /// left out.
     #[arg(long)]
@@ -80,6 +87,8 @@ enum Group {
     Oracle,
     /// The core's calls, driven from ring 3 on four CPUs.
     Selftest,
+    /// The core's object code against its specification.
+    Spec,
     /// Lines and unsafe blocks of the core.
     Size,
     /// Instructions of single operations.
@@ -88,6 +97,7 @@ enum Group {
 
 const ALL: &[Group] = &[
     Group::Size,
+    Group::Spec,
     Group::Host,
     Group::Boot,
     Group::Guests,
@@ -164,6 +174,7 @@ fn run(cli: &Cli) -> Result<bool> {
             Group::Oracle => xen::record::run(&mut machines, &mut report, cli.full),
             Group::Selftest => selftest::run(&mut machines, &mut report),
             Group::Size => size::run(&machines.workspace, &mut report),
+            Group::Spec => spec::run(&machines.workspace, &mut report, cli.deep, cli.planted),
             Group::Bench => bench::run(&mut machines, &mut report, cli.json),
         }
     }

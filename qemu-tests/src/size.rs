@@ -54,7 +54,8 @@ fn within(workspace: &Workspace, key: &str, value: usize) -> Result<()> {
     Ok(())
 }
 
-fn measure(workspace: &Workspace) -> Result<Count> {
+/// Lines and `unsafe` blocks of everything linked into the core.
+pub fn measure(workspace: &Workspace) -> Result<Count> {
     let mut total = Count::default();
     for (name, folder) in linked(workspace)? {
         let mut files = Vec::new();
@@ -73,6 +74,17 @@ fn measure(workspace: &Workspace) -> Result<Count> {
         "     the core: {} lines, {} unsafe blocks",
         total.lines, total.unsafe_blocks
     );
+    Ok(total)
+}
+
+/// Lines of a folder of sources, counted as the core's are.
+pub fn lines(folder: &Path) -> Result<usize> {
+    let mut files = Vec::new();
+    sources(folder, &mut files)?;
+    let mut total = 0;
+    for file in files {
+        total += count(&fs::read_to_string(&file)?).lines;
+    }
     Ok(total)
 }
 

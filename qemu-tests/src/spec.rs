@@ -1,0 +1,193 @@
+//! Group `spec`: the core's object code held against the executable specification. Needs no emulator;
+//! the same tests run in group `host`, here they are told one by one and can be made to try harder.
+//!
+//! - always: refinement, coverage of statuses, small worlds, models of the paths without the lock;
+//! - `--deep`: many more random stories, and Miri where a nightly toolchain has it;
+//! - `--planted`: builds in which one check is off; the stories must find every one.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use image_builder::controls::CONTROLS;
+use image_builder::progress::step;
+use image_builder::workspace::Workspace;
+
+use crate::report::Report;
+
+/// Random stories of a plain run, of a build with a fault, and of a deep run.
+const STORIES: [&str; 3] = ["150", "400", "5000"];
+
+/// Faults that no state of the object code shows: they are in what the hardware is told or in who runs
+/// when. Group `hostile` catches them.
+const ELSEWHERE: &[&str] = &["preempt"];
+
+/// The specification may have this part of the core's lines.
+const PART: usize = 4;
+
+/// Runs the group.
+pub fn run(workspace: &Workspace, report: &mut Report, deep: bool, planted: bool) {
+    let stories = if deep { STORIES[2] } else { STORIES[0] };
+    let tests: &[&[&str]] = &[
+        &["-p", "microvisor-objects", "--lib", "--", "refinement"],
+        &["-p", "microvisor-spec"],
+    ];
+    for arguments in tests {
+        if let Err(error) = told(workspace, report, arguments, stories) {
+            report.fail("tests_run", format!("{error:#}"));
+        }
+    }
+    report.claim("the_specification_is_short", || short(workspace));
+    if planted {
+        for control in CONTROLS {
+            if control.file.starts_with("microvisor/objects/") && !ELSEWHERE.contains(&control.name)
+            {
+                let name = format!("planted_{}_is_caught", control.name.replace('-', "_"));
+                report.claim(&name, || caught(workspace, control.name));
+            }
+        }
+    }
+    if deep {
+        miri(workspace, report);
+    }
+}
+
+fn test(workspace: &Workspace, arguments: &[&str], stories: &str) -> Command {
+    let mut command = Command::new("cargo");
+    command
+        .args(["test", "--quiet"])
+        .args(arguments)
+        .args(if arguments.contains(&"--") {
+            &[][..]
+        } else {
+            &["--"]
+        })
+        .args(["--format=pretty", "--show-output"])
+        .current_dir(&workspace.root)
+        .env("CARGO_TERM_COLOR", "never")
+        .env("PROPTEST_CASES", stories);
+    command
+}
+
+/// Runs tests and reports each as a claim, with what it measured.
+fn told(
+    workspace: &Workspace,
+    report: &mut Report,
+    arguments: &[&str],
+    stories: &str,
+) -> Result<()> {
+    let line = format!("cargo test {}", arguments.join(" "));
+    let out = step("Running", &line, || {
+        test(workspace, arguments, stories).output()
+    })
+    .context("cannot start cargo")?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    let mut seen = 0;
+    for line in text.lines() {
+        if let Some(measured) = line.strip_prefix("measured: ") {
+            report.line(format_args!("     {measured}"));
+        }
+        let Some((name, outcome)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.rsplit_once(" ... "))
+        else {
+            continue;
+        };
+        let name = name.rsplit("::").next().unwrap_or(name);
+        seen += 1;
+        match outcome {
+            "ok" => report.pass(name),
+            "ignored" => {}
+            _ => report.fail(name, story(&text, name)),
+        }
+    }
+    if seen == 0 || (!out.status.success() && !text.contains("FAILED")) {
+        let errors = String::from_utf8_lossy(&out.stderr);
+        let lines: Vec<&str> = errors.lines().take(40).collect();
+        bail!("{line}:\n{}", lines.join("\n"));
+    }
+    Ok(())
+}
+
+/// What a failed test said: the shortened story.
+fn story(text: &str, name: &str) -> String {
+    let said = text
+        .split("\n---- ")
+        .find(|part| part.starts_with("refinement::") && part.contains(name))
+        .unwrap_or(text);
+    let lines = said
+        .lines()
+        .take_while(|line| !line.contains("stack backtrace"));
+    lines.take(60).collect::<Vec<_>>().join("\n")
+}
+
+/// With this check off, refinement must fail.
+fn caught(workspace: &Workspace, control: &str) -> Result<()> {
+    let started = Instant::now();
+    let tests = ["-p", "microvisor-objects", "--lib", "--", "refinement"];
+    let mut command = test(workspace, &tests, STORIES[1]);
+    command
+        .env("CARGO_TARGET_DIR", workspace.target.join("planted"))
+        .env("RUSTFLAGS", format!("--cfg control=\"{control}\""));
+    let out = step("Planting", control, || command.output()).context("cannot start cargo")?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    ensure!(text.contains("running "), "{control} did not build");
+    ensure!(
+        !out.status.success(),
+        "nothing noticed that {control} is off"
+    );
+    let first = text
+        .lines()
+        .skip_while(|line| !line.contains("Test failed:") && !line.contains("panicked"))
+        .nth(1)
+        .unwrap_or("");
+    eprintln!("     {control}: {:.0?}, {first}", started.elapsed());
+    Ok(())
+}
+
+/// Undefined behaviour that tests meet by chance or never: Miri interprets them. Needs nightly.
+fn miri(workspace: &Workspace, report: &mut Report) {
+    let has = Command::new("cargo")
+        .args(["+nightly", "miri", "--version"])
+        .output()
+        .is_ok_and(|out| out.status.success());
+    if !has {
+        return report.skip("miri_finds_nothing", "no nightly toolchain with Miri");
+    }
+    for (name, arguments) in [
+        (
+            "miri_finds_nothing_in_vcpu_state",
+            ["-p", "microvisor-vcpu-state"],
+        ),
+        (
+            "miri_finds_nothing_in_claims_about_objects",
+            ["-p", "microvisor-objects"],
+        ),
+    ] {
+        report.claim(name, || {
+            let mut command = Command::new("cargo");
+            command
+                .args(["+nightly", "miri", "test", "--tests"])
+                .args(arguments)
+                .args(["--", "--skip", "refinement", "--skip", "no_sequence"])
+                .current_dir(&workspace.root)
+                .env("CARGO_TARGET_DIR", workspace.target.join("miri"))
+                .env("PROPTEST_CASES", "4")
+                .env("MIRIFLAGS", "-Zmiri-disable-isolation");
+            let out = step("Interpreting", name, || command.output())?;
+            let errors = String::from_utf8_lossy(&out.stderr);
+            let lines: Vec<&str> = errors.lines().filter(|l| l.contains("error")).collect();
+            ensure!(out.status.success(), "{}", lines.join("\n"));
+            Ok(())
+        });
+    }
+}
+
+/// The specification is a reference to be read: at most a quarter of the core.
+fn short(workspace: &Workspace) -> Result<()> {
+    let core = crate::size::measure(workspace)?.lines;
+    let spec = crate::size::lines(&workspace.root.join("microvisor/spec/src"))?;
+    eprintln!("     specification {spec} lines, core {core}");
+    ensure!(spec * PART <= core, "{spec} lines, the core has {core}");
+    Ok(())
+}
