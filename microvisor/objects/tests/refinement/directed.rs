@@ -156,6 +156,7 @@ fn without_rights() -> Checked<Pair> {
     let map = |cap| [cap, 2, 0x7fff_0200_0000, 3];
     s.gets(0, Call::Map, &[560, 513, 0, 1], Status::WrongKind)?;
     s.gets(0, Call::Map, &[560, 511, 0, 1], refused)?;
+    s.gets(0, Call::Map, &[560, 510, 0, 1], Status::NeedTable)?;
     s.make(Kind::Tables, 8, 562)?;
     s.ok(Call::Fill, &[2, 562])?;
     s.ok(Call::Map, &map(560))?;
