@@ -3,7 +3,7 @@
 //! over every guest, so a system gives it to its console and to nobody else.
 //!
 //! Root answers an order before it carries it out: the answer says whether the order is allowed,
-//! what came of it is in root's log and in the next answer of [`Operator::guest`].
+//! what came of it is in root's log and in the next answer of `guest`.
 
 use crate::{Name, interface, message};
 

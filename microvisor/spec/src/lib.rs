@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`state`] | what there is |
 //! | [`lookup`] | how a word names a capability: the checks that every call begins with |
-//! | [`derive`] | `Copy`, `Move`, `Delete`, `Revoke`, `Inspect` |
+//! | [`mod@derive`] | `Copy`, `Move`, `Delete`, `Revoke`, `Inspect` |
 //! | [`memory`] | `Retype`, `Map`, `Unmap`, `Fill`; what the end of a capability does |
 //! | [`time`] | `SchedSet`; who runs when |
 //! | [`ipc`] | `Call`, `Receive`, `Reply`, `ReplyReceive`, `Signal`, `Wait` |
