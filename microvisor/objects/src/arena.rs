@@ -274,10 +274,13 @@ impl<'v> View<'v> {
         self.arena.alive(object).then(|| View::live(pointer))
     }
 
-    /// An object that another one links to by an intrusive list or a pair of references. Such links
-    /// are taken back before either end is destroyed; nobody else may be passed here.
+    /// An object that is known to exist.
+    ///
+    /// # Safety
+    /// `object` would resolve: it comes from an intrusive list or a pair of references, whose links
+    /// are taken back before either end is destroyed, or is a CPU's current thread on that CPU.
     #[inline(always)]
-    pub(crate) fn linked<T: Object>(&self, object: Ref<T>) -> Live<'v, T> {
+    pub(crate) unsafe fn linked<T: Object>(&self, object: Ref<T>) -> Live<'v, T> {
         debug_assert!(self.arena.alive(object));
         View::live(self.arena.pointer(object.addr()).cast())
     }

@@ -100,7 +100,9 @@ impl<M: Machine> Kernel<M> {
             return None;
         }
         self.arena.freeze(|mut view| {
-            let me = view.linked(state.current);
+            // SAFETY: whoever takes a CPU's current thread away waits, with the lock held, until that
+            // CPU has left the core; this CPU is in the core and has the lock.
+            let me = unsafe { view.linked(state.current) };
             let t = view.get(me);
             let (endpoint, cap) = view.recall(&t.called, t.regs.rdi)?;
             let e = view.get(endpoint);
@@ -110,7 +112,8 @@ impl<M: Machine> Kernel<M> {
                 return None;
             }
             let server = e.head;
-            let receiver = view.linked(server);
+            // SAFETY: the head of the endpoint's queue; a thread leaves it before it is destroyed.
+            let receiver = unsafe { view.linked(server) };
             let r = view.get(receiver);
             if !is(r, State::Receiving, cpu) || !may_follow(state, r) || !r.queue_next.is_null() {
                 return None;
@@ -118,7 +121,9 @@ impl<M: Machine> Kernel<M> {
             let root = root(&view, t, r)?;
 
             let reply = r.reply;
-            let place = view.linked(reply);
+            // SAFETY: a reply object that goes away takes its receiver out of the queue first, and
+            // a queued receiver has one (`bound_only` is false).
+            let place = unsafe { view.linked(reply) };
             let object = view.get_mut(place);
             object.caller = state.current;
             object.receiver = Ref::NULL;
@@ -152,7 +157,9 @@ impl<M: Machine> Kernel<M> {
             return None;
         }
         self.arena.freeze(|mut view| {
-            let me = view.linked(state.current);
+            // SAFETY: whoever takes a CPU's current thread away waits, with the lock held, until that
+            // CPU has left the core; this CPU is in the core and has the lock.
+            let me = unsafe { view.linked(state.current) };
             let t = view.get(me);
             let (endpoint, reply) = view.recall(&t.served, t.regs.rdi)?;
             let client = view.get(reply).caller;
@@ -167,7 +174,8 @@ impl<M: Machine> Kernel<M> {
             if view.check(t.bound).is_some_and(|n| view.get(n).is_set()) {
                 return None;
             }
-            let caller = view.linked(client);
+            // SAFETY: the reply object's caller; a caller that goes away leaves it first.
+            let caller = unsafe { view.linked(client) };
             let c = view.get(caller);
             if !is(c, State::AwaitingReply, cpu) || !may_follow(state, c) {
                 return None;

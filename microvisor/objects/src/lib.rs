@@ -9,8 +9,8 @@
 //! - `vcpu`, `interrupt`: guests and lines, as far as they are objects;
 //! - `kernel`: the state that the lock guards and the one `match` over all calls.
 //!
-//! `unsafe` is in `arena` (and its slot accessors) and in the one-line promises that object types
-//! make to it.
+//! `unsafe` is in `arena` (and its slot accessors), in the one-line promises that object types make
+//! to it, and in `fast`, which says of each link it follows why it holds.
 #![cfg_attr(not(test), no_std)]
 
 pub mod arena;
