@@ -37,6 +37,8 @@ pub struct Arena {
     /// Counts what can make a looked-up capability or object stale: a slot emptied or moved, an
     /// object made or destroyed, a thread given another capability space. Never 0.
     revision: u64,
+    /// The capability whose children are being handed to its parent, if any: see `pass_up`.
+    pub(crate) leaving: SlotRef,
 }
 
 // SAFETY: the pointers are to memory that lives as long as the system; exclusive use is the kernel
@@ -60,6 +62,7 @@ impl Arena {
             table,
             frames,
             revision: 1,
+            leaving: SlotRef::NONE,
         }
     }
 
@@ -70,6 +73,7 @@ impl Arena {
             table: core::ptr::null_mut(),
             frames: 0,
             revision: 1,
+            leaving: SlotRef::NONE,
         }
     }
 

@@ -263,7 +263,11 @@ impl<M: Machine> Kernel<M> {
             }
             if self.arena.has_children(slot) && cfg!(not(control = "revoke")) {
                 let child = this.next;
-                self.remove_child(child)?;
+                if self.arena.is_leaving(child) {
+                    self.arena.pass_up(child);
+                } else {
+                    self.remove_child(child)?;
+                }
             } else if !itself {
                 return Ok(());
             } else if !is_cap_space(this) {
@@ -312,7 +316,7 @@ impl<M: Machine> Kernel<M> {
                 continue;
             }
             if self.arena.has_children(inner) {
-                self.arena.pass_up_one(inner);
+                self.arena.pass_up(inner);
             } else if is_cap_space(self.arena.slot(inner)) {
                 self.shelve(inner);
             } else {

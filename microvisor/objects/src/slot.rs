@@ -151,10 +151,28 @@ impl Arena {
         unsafe { &mut *self.pointer(slot.addr()).cast::<Slot>() }
     }
 
+    /// True if the entry after `slot` was derived from it.
+    fn is_above_next(&self, slot: SlotRef) -> bool {
+        let this = self.slot(slot);
+        this.next.is_some() && self.slot(this.next).depth > this.depth
+    }
+
     /// True if `slot` has anything derived from it.
     pub(crate) fn has_children(&self, slot: SlotRef) -> bool {
         let this = self.slot(slot);
-        this.next.is_some() && self.slot(this.next).depth > this.depth
+        if !this.next.is_some() || this.next != self.leaving {
+            return self.is_above_next(slot);
+        }
+        // What follows behind the one that leaves is still to pass it, and to go up one level.
+        let leaving = self.slot(this.next);
+        let behind =
+            self.is_above_next(this.next) && self.slot(leaving.next).depth - 1 > this.depth;
+        leaving.depth > this.depth || behind
+    }
+
+    /// True for the capability whose children are being handed up.
+    pub(crate) fn is_leaving(&self, slot: SlotRef) -> bool {
+        slot == self.leaving
     }
 
     /// Puts a capability into the empty slot `to`, derived from `parent` (or from nothing).
@@ -193,13 +211,31 @@ impl Arena {
             self.slot_mut(next).prev = prev;
         }
         *self.slot_mut(slot) = Slot::EMPTY;
+        if slot == self.leaving {
+            self.leaving = SlotRef::NONE;
+        }
         self.revise();
     }
 
-    /// One step of handing what was derived from `slot` to its parent: the first entry below it
-    /// moves before it, one level up. When nothing is left below, every entry has kept its place
-    /// relative to the others. `slot` has children.
-    pub(crate) fn pass_up_one(&mut self, slot: SlotRef) {
+    /// One step of handing what was derived from `slot` to its parent. If another capability's
+    /// children are being handed up already, it is a step of that: there is one at a time, because
+    /// until it is through, entries that it has passed may have children behind it.
+    pub(crate) fn pass_up(&mut self, slot: SlotRef) {
+        if !self.leaving.is_some() {
+            self.leaving = slot;
+        }
+        let leaving = self.leaving;
+        if self.is_above_next(leaving) {
+            self.pass_up_one(leaving);
+        }
+        if !self.is_above_next(leaving) {
+            self.leaving = SlotRef::NONE;
+        }
+    }
+
+    /// The first entry below `slot` moves before it, one level up. When nothing is left below, every
+    /// entry has kept its place relative to the others.
+    fn pass_up_one(&mut self, slot: SlotRef) {
         let Slot {
             prev, next: child, ..
         } = *self.slot(slot);
@@ -230,6 +266,9 @@ impl Arena {
             self.slot_mut(cap.next).prev = to;
         }
         *self.slot_mut(from) = Slot::EMPTY;
+        if from == self.leaving {
+            self.leaving = to;
+        }
         self.revise();
     }
 }

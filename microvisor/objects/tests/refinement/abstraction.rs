@@ -356,10 +356,12 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// One list in pre-order: from depths to parents and children.
+    /// One list in pre-order: from depths to parents and children. A capability whose children are
+    /// being handed up counts as past all of them.
     fn tree(&self, head: SlotRef, state: &mut spec::State) -> Result<(), String> {
         let mut above: Vec<(u16, spec::Place)> = vec![];
         let (mut at, mut before) = (head, SlotRef::NONE);
+        let mut leaving: Option<(SlotRef, Slot)> = None;
         while at.is_some() {
             let slot = *self.arena.slot(at);
             if slot.prev != before {
@@ -368,27 +370,20 @@ impl Reader<'_> {
             if slot.is_empty() {
                 return Err("a list goes through an empty slot".into());
             }
-            let place = self.place(state, at)?;
-            above.truncate(above.partition_point(|(depth, _)| *depth < slot.depth));
-            let parent = above.last().map(|(_, place)| *place);
-            above.push((slot.depth, place));
-            let mut cap = self.cap(&slot)?;
-            cap.parent = parent;
-            if let Some(parent) = parent.and_then(|p| state.caps.get_mut(&p)) {
-                parent.children.push(place);
+            if leaving.is_some_and(|(_, l)| slot.depth <= l.depth) {
+                let (at, slot) = leaving.take().ok_or("nobody leaves")?;
+                self.entry(at, &slot, slot.depth, &mut above, state)?;
             }
-            if state.caps.insert(place, cap).is_some() {
-                return Err("a slot is in two lists".into());
-            }
-            if slot.kind() == Kind::CapSpace
-                && slot.has_flag(flag::ORIGINAL)
-                && !slot.has_flag(flag::DYING)
-                && let Some(space) = self.name(slot.object::<CapSpace>())
-                && let Some(space) = state.cap_spaces.get_mut(&space)
-            {
-                space.dead = false;
+            if self.arena.is_leaving(at) {
+                leaving = Some((at, slot));
+            } else {
+                let depth = slot.depth - u16::from(leaving.is_some());
+                self.entry(at, &slot, depth, &mut above, state)?;
             }
             (before, at) = (at, slot.next);
+        }
+        if let Some((at, slot)) = leaving {
+            self.entry(at, &slot, slot.depth, &mut above, state)?;
         }
         // What a memory has handed out means nothing while nothing is made of it.
         for cap in state.caps.values_mut() {
@@ -397,6 +392,38 @@ impl Reader<'_> {
             {
                 *used = 0;
             }
+        }
+        Ok(())
+    }
+
+    /// One entry of a list; `above` are those it may have been derived from.
+    fn entry(
+        &self,
+        at: SlotRef,
+        slot: &Slot,
+        depth: u16,
+        above: &mut Vec<(u16, spec::Place)>,
+        state: &mut spec::State,
+    ) -> Result<(), String> {
+        let place = self.place(state, at)?;
+        above.truncate(above.partition_point(|(d, _)| *d < depth));
+        let parent = above.last().map(|(_, place)| *place);
+        above.push((depth, place));
+        let mut cap = self.cap(slot)?;
+        cap.parent = parent;
+        if let Some(parent) = parent.and_then(|p| state.caps.get_mut(&p)) {
+            parent.children.push(place);
+        }
+        if state.caps.insert(place, cap).is_some() {
+            return Err("a slot is in two lists".into());
+        }
+        if slot.kind() == Kind::CapSpace
+            && slot.has_flag(flag::ORIGINAL)
+            && !slot.has_flag(flag::DYING)
+            && let Some(space) = self.name(slot.object::<CapSpace>())
+            && let Some(space) = state.cap_spaces.get_mut(&space)
+        {
+            space.dead = false;
         }
         Ok(())
     }

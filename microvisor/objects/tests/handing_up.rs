@@ -1,0 +1,123 @@
+//! Claims about capabilities that a dying space hands up to their parents, in steps, while others call.
+//! The dying one has a list of many children; a call that deletes the space stops in the middle of it.
+
+mod world;
+
+use microvisor_abi::cap::Map;
+use microvisor_abi::{Call, Kind, Status};
+use world::World;
+
+/// A memory (700) whose capability is on its way out of a dying space. Of it were made, and are held
+/// outside: `memories` memories, each of one frame, from slot 800 on, and of each a page, from slot
+/// 1000 on; and `single` pages of itself. The call that deletes the space was interrupted.
+fn interrupted(memories: u64, single: u64) -> World {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::CapSpace, 1, 500, 1);
+    w.make(ram, Kind::Memory, 200, 600, 1);
+    w.make(600, Kind::Memory, memories + single, 700, 1);
+    // An older brother before it in the list, who must gain nothing.
+    w.make(600, Kind::Memory, 1, 701, 1);
+    for n in 0..memories {
+        w.make(700, Kind::Memory, 1, 800 + n, 1);
+        w.make(800 + n, Kind::Frame, 12, 1000 + n, 1);
+    }
+    w.make(700, Kind::Frame, 12, 1300, single);
+    w.ok(Call::Move, &[0, 700, 500, 1]);
+    assert_eq!(w.call(Call::Delete, &[0, 500]).0, Status::Again);
+    w
+}
+
+/// Where the deletion stopped lies between a memory and its page, or between one page and the next
+/// memory; each memory is tried in both.
+fn at_every_place(claim: impl Fn(&mut World, u64)) {
+    for single in 0..2 {
+        for n in 0..40 {
+            claim(&mut interrupted(40, single), n);
+        }
+    }
+}
+
+fn is_empty(w: &mut World, slot: u64) -> bool {
+    w.ok(Call::Inspect, &[0, slot])[0] as u8 == Kind::Null as u8
+}
+
+#[test]
+fn revoking_while_a_space_dies_reaches_every_child() {
+    at_every_place(|w, n| {
+        w.ok(Call::Revoke, &[0, 800 + n]);
+        assert!(is_empty(w, 1000 + n), "the page of memory {n} was missed");
+        for other in (0..40).filter(|other| *other != n) {
+            assert!(
+                !is_empty(w, 1000 + other),
+                "page {other} went with memory {n}"
+            );
+        }
+        w.ok(Call::Delete, &[0, 500]);
+        w.ok(Call::Revoke, &[0, 701]);
+        assert!(!is_empty(w, 800), "a brother's revocation took it");
+        w.ok(Call::Revoke, &[0, 600]);
+        assert!(is_empty(w, 801) && is_empty(w, 1002));
+    });
+}
+
+#[test]
+fn memory_is_not_made_into_something_twice_while_a_space_dies() {
+    at_every_place(|w, n| {
+        let a = [800 + n, Kind::Frame as u64 | 12 << 8, 0, 1100 | 1 << 32];
+        assert_eq!(w.call(Call::Retype, &a).0, Status::NoMemory, "memory {n}");
+        let used = w.ok(Call::Inspect, &[0, 800 + n])[2];
+        assert_eq!(used, 1, "memory {n}");
+    });
+}
+
+#[test]
+fn deleting_while_a_space_dies_leaves_nothing_mapped() {
+    at_every_place(|w, n| {
+        let map = [1000 + n, 2, 0x4000_0000, Map::READ];
+        let _ = w.call(Call::Map, &map);
+        w.ok(Call::Delete, &[0, 800 + n]);
+        assert!(is_empty(w, 1000 + n), "the page of memory {n} was missed");
+        w.kernel.check().expect("a well-formed forest");
+    });
+}
+
+#[test]
+fn two_spaces_that_die_at_once_hand_everything_up() {
+    for first in [500, 501] {
+        let mut w = World::new();
+        let ram = w.ram();
+        w.make(ram, Kind::CapSpace, 1, 500, 2);
+        w.make(ram, Kind::Memory, 200, 600, 1);
+        w.make(600, Kind::Memory, 150, 700, 1);
+        w.make(700, Kind::Memory, 100, 701, 1);
+        for n in 0..80 {
+            w.make(701, Kind::Memory, 1, 800 + n, 1);
+            w.make(800 + n, Kind::Frame, 12, 1000 + n, 1);
+        }
+        // One in the other's list, and each in a space of its own.
+        w.ok(Call::Move, &[0, 700, 500, 1]);
+        w.ok(Call::Move, &[0, 701, 501, 1]);
+        let mut turns = [first, 1001 - first].into_iter().cycle();
+        let mut dead = 0;
+        for _ in 0..100 {
+            let Some(space) = turns.next() else { break };
+            match w.call(Call::Delete, &[0, space]).0 {
+                Status::Again | Status::InvalidCap => {}
+                status => {
+                    assert_eq!(status, Status::Ok);
+                    dead += 1;
+                }
+            }
+            for n in 0..80 {
+                let a = [800 + n, Kind::Frame as u64 | 12 << 8, 0, 1100 | 1 << 32];
+                assert_eq!(w.call(Call::Retype, &a).0, Status::NoMemory, "memory {n}");
+            }
+        }
+        assert!(dead >= 2, "deleting made no progress");
+        w.ok(Call::Revoke, &[0, 805]);
+        assert!(is_empty(&mut w, 1005) && !is_empty(&mut w, 1004) && !is_empty(&mut w, 1006));
+        w.ok(Call::Revoke, &[0, 600]);
+        assert!((0..80).all(|n| is_empty(&mut w, 800 + n) && is_empty(&mut w, 1000 + n)));
+    }
+}
