@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod call;
+pub mod fingerprint;
 pub mod layout;
 pub mod log;
 pub mod operations;
@@ -24,7 +25,7 @@ pub const BLOCK: u32 = 100;
 pub const MSRS: [(u32, u32); 4] = [
     (0x0000_0000, 0x0000_1fff),
     (0x4000_0000, 0x4000_01ff),
-    (0xc000_0000, 0xc000_01ff),
+    (0xc000_0000, 0xc000_1fff),
     (0xc001_0000, 0xc001_1fff),
 ];
 /// Widths at which each port is tried, in bytes.

@@ -11,6 +11,7 @@ use hostile_calls::layout::{
 use hostile_calls::operations::{number, told};
 use hostile_calls::{Arena, BLOCK, CALLS, Call, Seed};
 
+use crate::console::say;
 use crate::log::{self, Log};
 use crate::xen::{DOMID_SELF, Xen, clear, long, word};
 
@@ -230,6 +231,7 @@ pub fn run(xen: &Xen, first: u64, count: u64) -> u64 {
             log.append(&domain.make(&call));
         }
         log.finish();
+        say!("hostile: seed {number} logged");
     }
     domain.reset();
     log::pages()
