@@ -281,6 +281,56 @@ fn in_steps() -> Checked<Pair> {
     Ok(s.pair)
 }
 
+/// A memory leaves with a dying space, in steps; whoever holds what was made of it goes on meanwhile.
+fn handed_up_in_steps() -> Checked<Pair> {
+    let mut s = Story::begin(8192)?;
+    let of = |from: u64, kind: Kind, size: u64, to: u64| {
+        [from, kind as u64 | size << 8, 0, to | 1 << 32]
+    };
+    for steps in 0..12 {
+        let at = 1000 + steps * 100;
+        let (space, memory, whole) = (at, at + 1, at + 2);
+        s.make(Kind::CapSpace, 1, space)?;
+        s.make(Kind::Memory, 16, whole)?;
+        s.ok(Call::Retype, &of(whole, Kind::Memory, 8, memory))?;
+        s.ok(Call::Retype, &of(whole, Kind::Memory, 1, at + 3))?;
+        for n in 0..4 {
+            let (part, page) = (at + 10 + n, at + 20 + n);
+            s.ok(Call::Retype, &of(memory, Kind::Memory, 2, part))?;
+            s.ok(Call::Retype, &of(part, Kind::Memory, 1, page))?;
+            s.ok(Call::Retype, &of(page, Kind::Notification, 0, at + 30 + n))?;
+        }
+        // So that a call stops at another place each time.
+        for n in 0..steps % 3 {
+            s.ok(Call::Retype, &of(whole, Kind::Notification, 0, at + 50 + n))?;
+            s.ok(Call::Copy, &[at + 50 + n, 0, at + 53 + n, 0xff, 0, 0])?;
+            s.ok(Call::Move, &[0, at + 53 + n, space, 1 + n])?;
+        }
+        s.ok(Call::Move, &[0, memory, space, 5])?;
+        for _ in 0..steps / 3 {
+            s.on(0, Call::Delete, &[0, space])?;
+        }
+        let n = steps % 4;
+        s.gets(
+            0,
+            Call::Retype,
+            &of(at + 20 + n, Kind::Endpoint, 0, at + 40),
+            Status::NoMemory,
+        )?;
+        s.ok(Call::Retype, &of(at + 10 + n, Kind::Endpoint, 0, at + 41))?;
+        s.ok(Call::Inspect, &[0, at + 10 + n])?;
+        s.ok(Call::Revoke, &[0, at + 10 + n])?;
+        if steps % 3 != 0 {
+            s.on(0, Call::Delete, &[0, space])?;
+            s.ok(Call::Delete, &[0, at + 10 + (n + 1) % 4])?;
+        }
+        s.ok(Call::Revoke, &[0, at + 3])?;
+        s.ok(Call::Delete, &[0, space])?;
+        s.ok(Call::Revoke, &[0, whole])?;
+    }
+    Ok(s.pair)
+}
+
 /// A frame of 1 GiB is zeroed in steps, and is there in the end.
 fn a_frame_of_a_gibibyte() -> Checked<Pair> {
     let mut s = Story::begin(2 << 18)?;
@@ -346,6 +396,7 @@ pub const STORIES: &[(&str, Told)] = &[
     ("a_vcpu_that_is_shared", a_vcpu_that_is_shared),
     ("servers_that_fail", servers_that_fail),
     ("in_steps", in_steps),
+    ("handed_up_in_steps", handed_up_in_steps),
     ("a_frame_of_a_gibibyte", a_frame_of_a_gibibyte),
     ("as_deep_as_it_goes", as_deep_as_it_goes),
 ];
