@@ -1,6 +1,7 @@
 //! Names of physical memory and of objects.
 
 use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// A physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -133,5 +134,29 @@ impl<T> Eq for Ref<T> {}
 impl<T> core::fmt::Debug for Ref<T> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "{:#x}/{:#x}", self.addr().frame(), self.tag())
+    }
+}
+
+/// A reference in an object that other CPUs read without the kernel lock.
+#[repr(transparent)]
+pub(crate) struct SharedRef<T> {
+    raw: AtomicU64,
+    object: PhantomData<fn() -> T>,
+}
+
+impl<T> SharedRef<T> {
+    #[inline(always)]
+    pub(crate) fn get(&self) -> Ref<T> {
+        Ref::from_raw(self.raw.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set(&self, to: Ref<T>) {
+        self.raw.store(to.raw(), Ordering::Release);
+    }
+}
+
+impl<T> core::fmt::Debug for SharedRef<T> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.get().fmt(f)
     }
 }

@@ -500,15 +500,15 @@ impl<M: Machine> Kernel<M> {
                     return Err(Status::Busy);
                 }
                 if let Some(v) = self.arena.get(vcpu)
-                    && self.arena.alive(v.notification)
+                    && self.arena.alive(v.notification.get())
                 {
                     return Err(Status::Busy);
                 }
-                if let Some(v) = self.arena.get_mut(old) {
-                    v.notification = Ref::NULL;
+                if let Some(v) = self.arena.get(old) {
+                    v.notification.set(Ref::NULL);
                 }
-                if let Some(v) = self.arena.get_mut(vcpu) {
-                    v.notification = note;
+                if let Some(v) = self.arena.get(vcpu) {
+                    v.notification.set(note);
                 }
                 if let Some(n) = self.arena.get_mut(note) {
                     n.vcpu = vcpu;

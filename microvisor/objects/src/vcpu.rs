@@ -6,7 +6,7 @@
 //! has left the guest and checked the tag again.
 
 use crate::arena::{Arena, Object};
-use crate::id::{FrameKind, PhysAddr, Ref, VcpuArea};
+use crate::id::{FrameKind, PhysAddr, Ref, SharedRef, VcpuArea};
 use crate::kernel::Kernel;
 use crate::machine::Machine;
 use crate::notification::Notification;
@@ -21,13 +21,17 @@ use microvisor_abi::{Kind, Rights, SpaceKind, Status};
 #[derive(Debug)]
 #[repr(C)]
 pub struct Vcpu {
-    /// CPU that runs it, plus one; 0 when none does.
+    /// CPU that runs it, plus one; 0 when none does; [`HELD`] while a call works on it.
     pub(crate) running: AtomicU32,
     /// A sticky request to return to the VMM.
     pub(crate) poked: AtomicU32,
-    pub(crate) space: Ref<AddressSpace>,
-    pub(crate) notification: Ref<Notification>,
+    pub(crate) space: SharedRef<AddressSpace>,
+    pub(crate) notification: SharedRef<Notification>,
 }
+
+/// `Vcpu::running` while the holder of the kernel lock works on the vCPU. Runs take no lock, so this
+/// is what keeps one from beginning with what is half changed.
+const HELD: u32 = u32::MAX;
 
 // SAFETY: `repr(C)`, atomics and words, valid when zero, small; the only object of this kind.
 unsafe impl Object for Vcpu {
@@ -87,7 +91,7 @@ impl Arena {
     #[inline(always)]
     pub fn vcpu_run(&self, vcpu: Ref<Vcpu>, cpu: usize) -> Option<Run<'_>> {
         let vcpu = self.get(vcpu)?;
-        let space = self.get(vcpu.space)?;
+        let space = self.get(vcpu.space.get())?;
         if space.cpus.load(Ordering::Relaxed) >> cpu & 1 == 0 {
             space.cpus.fetch_or(1 << cpu, Ordering::SeqCst);
         }
@@ -146,7 +150,7 @@ impl Run<'_> {
             self.vcpu.poked.store(0, Ordering::SeqCst);
             return true;
         }
-        let notification = self.arena.get(self.vcpu.notification);
+        let notification = self.arena.get(self.vcpu.notification.get());
         notification.is_some_and(|n| n.bits.load(Ordering::SeqCst) != 0)
     }
 
@@ -185,12 +189,29 @@ impl<M: Machine> Kernel<M> {
             self.interrupt_vcpu(vcpu);
             return Ok(0);
         }
-        if v.running.load(Ordering::SeqCst) != 0 {
+        let running = &v.running;
+        let held = running.compare_exchange(0, HELD, Ordering::SeqCst, Ordering::Relaxed);
+        if held.is_err() {
             return Err(Status::Busy);
         }
+        let done = self.work_on(thread, vcpu, op, a, b);
+        self.arena.vcpu_end(vcpu);
+        done
+    }
+
+    /// An operation on a vCPU that nobody runs meanwhile.
+    fn work_on(
+        &mut self,
+        thread: Ref<Thread>,
+        vcpu: Ref<Vcpu>,
+        op: Op,
+        a: u64,
+        b: u64,
+    ) -> Result<u64, Status> {
+        let v = self.arena.get(vcpu).ok_or(Status::InvalidCap)?;
         match op {
             Op::Configure => {
-                if self.arena.alive(v.space) {
+                if self.arena.alive(v.space.get()) {
                     return Err(Status::Busy);
                 }
                 let space: Ref<AddressSpace> =
@@ -199,11 +220,8 @@ impl<M: Machine> Kernel<M> {
                 if s.kind() != SpaceKind::Guest {
                     return Err(Status::WrongKind);
                 }
-                let root = s.root;
-                if let Some(v) = self.arena.get_mut(vcpu) {
-                    v.space = space;
-                }
-                self.machine.vcpu_attach(vcpu.area(), root);
+                self.machine.vcpu_attach(vcpu.area(), s.root);
+                v.space.set(space);
                 Ok(0)
             }
             Op::Fetch => {

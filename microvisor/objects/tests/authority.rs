@@ -5,7 +5,10 @@ mod world;
 
 use microvisor_abi::cap::Role;
 use microvisor_abi::message::{MessageInfo, RECEIVE_SLOTS, SEND_SLOTS};
+use microvisor_abi::vcpu::Op;
 use microvisor_abi::{Call, FOREVER, Kind, Status};
+use std::cell::Cell;
+use std::rc::Rc;
 use world::World;
 
 #[test]
@@ -104,6 +107,34 @@ fn cancelling_a_thread_whose_vcpu_is_gone_succeeds() {
     thread.vcpu = vcpu;
     w.ok(Call::Delete, &[0, 500]);
     assert_eq!(w.call(Call::ThreadControl, &[3, 2]).0, Status::Ok);
+}
+
+#[test]
+fn no_run_begins_while_a_call_works_on_the_vcpu() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Vcpu, 0, 500, 1);
+    w.make(ram, Kind::AddressSpace, 1, 501, 2);
+    w.ok(Call::VcpuControl, &[500, Op::Configure as u64, 501]);
+    let (arena, root) = (w.kernel.arena, w.root);
+    let tried = Rc::new(Cell::new(0));
+    let count = tried.clone();
+    let other = move || {
+        // Either it finds no space yet, or it may not begin.
+        if let Ok((_, run)) = arena.vcpu_find(root, 500, 1) {
+            assert_eq!(run.begin(1), Err(Status::Busy));
+        }
+        count.set(count.get() + 1);
+    };
+    *w.seen.meanwhile.borrow_mut() = Some(Box::new(other));
+    w.ok(Call::VcpuControl, &[500, Op::Fetch as u64, 1]);
+    w.ok(Call::VcpuControl, &[500, Op::GetExtended as u64, 0]);
+    w.ok(Call::VcpuControl, &[500, Op::SetExtended as u64, 0, 8]);
+    w.ok(Call::Delete, &[0, 501]);
+    w.ok(Call::VcpuControl, &[500, Op::Configure as u64, 502]);
+    assert_eq!(tried.get(), 4);
+    let (_, run) = arena.vcpu_find(root, 500, 1).expect("a vCPU");
+    assert_eq!(run.begin(1), Ok(()));
 }
 
 #[test]

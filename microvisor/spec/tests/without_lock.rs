@@ -250,3 +250,50 @@ fn a_thread_made_ready_elsewhere_wakes_its_cpu() {
 fn control_without_the_interrupt_the_cpu_sleeps_on() {
     assert!(!a_wake_up_reaches_an_idle_cpu(false));
 }
+
+/// `Vcpu::{space, running}` (`objects/src/vcpu.rs`): a vCPU gets new guest tables while another CPU runs
+/// it. The one changes its space and its control block, a plain word here; the other looks the space up,
+/// claims the vCPU and enters with whatever the control block says.
+fn a_run_has_the_tables_of_its_space(hold: bool) -> bool {
+    holds(move || {
+        let space = Arc::new(AtomicU64::new(0));
+        let running = Arc::new(AtomicU64::new(0));
+        let tables = Arc::new(loom::cell::UnsafeCell::new(0u64));
+        let runner = {
+            let (space, running, tables) = (space.clone(), running.clone(), tables.clone());
+            thread::spawn(move || {
+                let named = space.load(Acquire);
+                if named == 0 || running.compare_exchange(0, 2, SeqCst, Relaxed).is_err() {
+                    return;
+                }
+                // SAFETY: loom checks that nobody writes meanwhile; that is what is tested.
+                let entered = tables.with(|tables| unsafe { *tables });
+                assert_eq!(entered, named, "a guest runs on tables of another space");
+                running.store(0, SeqCst);
+            })
+        };
+        if !hold
+            || running
+                .compare_exchange(0, u64::MAX, SeqCst, Relaxed)
+                .is_ok()
+        {
+            space.store(1, Release);
+            // SAFETY: as above.
+            tables.with_mut(|tables| unsafe { *tables = 1 });
+            if hold {
+                running.store(0, SeqCst);
+            }
+        }
+        runner.join().expect("runner");
+    })
+}
+
+#[test]
+fn a_vcpu_is_not_run_while_its_tables_change() {
+    assert!(a_run_has_the_tables_of_its_space(true));
+}
+
+#[test]
+fn control_a_vcpu_that_nobody_holds_runs_on_old_tables() {
+    assert!(!a_run_has_the_tables_of_its_space(false));
+}

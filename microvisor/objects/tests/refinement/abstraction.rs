@@ -136,8 +136,8 @@ impl Reader<'_> {
             let v = self.at::<crate::vcpu::Vcpu>(frame)?;
             let running = v.running.load(Ordering::SeqCst) as usize;
             let vcpu = spec::Vcpu {
-                space: self.name(v.space),
-                notification: self.name(v.notification),
+                space: self.name(v.space.get()),
+                notification: self.name(v.notification.get()),
                 running: running.checked_sub(1),
                 poked: v.poked.load(Ordering::SeqCst) != 0,
             };

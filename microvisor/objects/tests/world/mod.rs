@@ -30,6 +30,16 @@ pub struct Seen {
     pub lines: RefCell<Vec<(u32, bool)>>,
     /// Ports given to and taken from vCPUs.
     pub ports: RefCell<Vec<(u16, u32, bool)>>,
+    /// What another CPU does while a call works on a vCPU.
+    pub meanwhile: RefCell<Option<Box<dyn Fn()>>>,
+}
+
+impl Seen {
+    fn meanwhile(&self) {
+        if let Some(other) = self.meanwhile.borrow().as_ref() {
+            other();
+        }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -61,12 +71,18 @@ impl Machine for Fake {
         true
     }
     fn vcpu_init(&self, _: VcpuArea) {}
-    fn vcpu_attach(&self, _: VcpuArea, _: PhysAddr) {}
-    fn vcpu_fetch(&self, _: VcpuArea, _: u64) {}
+    fn vcpu_attach(&self, _: VcpuArea, _: PhysAddr) {
+        self.0.meanwhile();
+    }
+    fn vcpu_fetch(&self, _: VcpuArea, _: u64) {
+        self.0.meanwhile();
+    }
     fn vcpu_get_extended(&self, _: VcpuArea, _: usize, _: &mut [u8]) -> usize {
+        self.0.meanwhile();
         0
     }
     fn vcpu_set_extended(&self, _: VcpuArea, _: usize, _: &[u8]) -> Result<usize, Status> {
+        self.0.meanwhile();
         Ok(0)
     }
     fn vcpu_grant_ports(&self, _: VcpuArea, first: u16, count: u32, granted: bool) {
