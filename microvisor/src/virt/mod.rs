@@ -234,7 +234,11 @@ pub fn init(vcpu: VcpuArea) {
 
 /// Sets the guest tables a vCPU runs under.
 pub fn attach(vcpu: VcpuArea, root: PhysAddr) {
-    svm::Svm::attach(Area::new(vcpu), root);
+    let area = Area::new(vcpu);
+    let mut held = area.header().held.get();
+    held.forget();
+    area.header().held.set(held);
+    svm::Svm::attach(area, root);
 }
 
 /// Brings groups of the state page up to date. `Again`, here and below: the registers are in

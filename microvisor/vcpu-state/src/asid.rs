@@ -2,9 +2,9 @@
 //!
 //! Each CPU hands out identifiers in order. When they run out it starts a new *generation* with
 //! one full flush, and identifiers of earlier generations mean nothing any more. A vCPU keeps its
-//! identifier while it stays on the same CPU, in the same generation, and nothing was unmapped
-//! from its guest space (whose *epoch* counts that); otherwise it gets a fresh one, under which
-//! nothing can be cached. So no flush is needed but at the turn of a generation.
+//! identifier while it stays on the same CPU, in the same generation, in the same guest space, and
+//! nothing was unmapped from that (whose *epoch* counts it); otherwise it gets a fresh one, under
+//! which nothing can be cached. So no flush is needed but at the turn of a generation.
 
 /// The identifiers of one physical CPU. Touched by that CPU only.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,14 @@ pub struct Held {
     pub epoch: u64,
     /// The identifier.
     pub asid: u32,
+}
+
+impl Held {
+    /// To be called when the vCPU gets another guest space: what is cached under its identifier is of
+    /// the old one, and the epochs of the two say nothing about each other.
+    pub const fn forget(&mut self) {
+        self.stamp = 0;
+    }
 }
 
 /// What the entry must do.

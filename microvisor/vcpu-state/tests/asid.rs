@@ -19,6 +19,8 @@ enum Step {
     Unmap { space: usize },
     /// `vcpu` is destroyed and another made in its place.
     Replace { vcpu: usize },
+    /// The space of `vcpu` is destroyed, and it is given a new one, in which nothing was unmapped.
+    Attach { vcpu: usize },
 }
 
 /// Caches by identifier: whose translation, and of which epoch.
@@ -29,7 +31,12 @@ struct System {
     asids: [Asids; CPUS],
     tlbs: [Tlb; CPUS],
     held: [Held; VCPUS],
-    epochs: [u64; SPACES],
+    /// Which space each vCPU runs in.
+    space: [usize; VCPUS],
+    /// Of every space there ever was.
+    epochs: Vec<u64>,
+    /// Attaching forgets the identifier.
+    forgets: bool,
 }
 
 impl System {
@@ -39,7 +46,9 @@ impl System {
             // Before the first use an identifier may have anything cached.
             tlbs: std::array::from_fn(|_| Tlb((0..count).map(|id| (id, (99, 99))).collect())),
             held: [Held::default(); VCPUS],
-            epochs: [0; SPACES],
+            space: std::array::from_fn(|vcpu| vcpu % SPACES),
+            epochs: vec![0; SPACES],
+            forgets: true,
         }
     }
 
@@ -51,7 +60,7 @@ impl System {
     ) -> Result<bool, TestCaseError> {
         match step {
             Step::Run { vcpu, cpu } => {
-                let space = vcpu % SPACES;
+                let space = self.space[vcpu];
                 let epoch = self.epochs[space];
                 let held = &mut self.held[vcpu];
                 let entry = enter(&mut self.asids[cpu], held, epoch);
@@ -65,6 +74,13 @@ impl System {
             }
             Step::Unmap { space } => self.epochs[space] += 1,
             Step::Replace { vcpu } => self.held[vcpu] = Held::default(),
+            Step::Attach { vcpu } => {
+                self.space[vcpu] = self.epochs.len();
+                self.epochs.push(0);
+                if self.forgets {
+                    self.held[vcpu].forget();
+                }
+            }
         }
         Ok(true)
     }
@@ -75,6 +91,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => (0..VCPUS, 0..CPUS).prop_map(|(vcpu, cpu)| Step::Run { vcpu, cpu }),
         2 => (0..SPACES).prop_map(|space| Step::Unmap { space }),
         1 => (0..VCPUS).prop_map(|vcpu| Step::Replace { vcpu }),
+        1 => (0..VCPUS).prop_map(|vcpu| Step::Attach { vcpu }),
     ];
     prop::collection::vec(one, 1..200)
 }
@@ -96,7 +113,7 @@ proptest! {
             system.step(step, Asids::enter)?;
             if let Step::Run { vcpu, cpu } = step {
                 let held = system.held[vcpu];
-                let user = (held.stamp, vcpu % SPACES);
+                let user = (held.stamp, system.space[vcpu]);
                 let known = *users[cpu].entry(held.asid).or_insert(user);
                 prop_assert!(known == user || known.0 != user.0);
                 users[cpu].insert(held.asid, user);
@@ -131,6 +148,13 @@ fn the_model_notices_each_forgotten_check() {
     let many = [run(0, 0), run(1, 0), run(2, 0), run(3, 0)];
     assert!(caught(&many, forgets_flush));
     assert!(!caught(&many, Asids::enter));
+
+    let attached = [run(0, 0), Step::Attach { vcpu: 0 }, run(0, 0)];
+    let mut careless = System::new(3);
+    careless.forgets = false;
+    let fine = attached.map(|step| careless.step(step, Asids::enter).expect("an identifier"));
+    assert!(fine.contains(&false));
+    assert!(!caught(&attached, Asids::enter));
 
     let forgets_cpu: fn(&mut Asids, &mut Held, u64) -> Entry = |asids, held, epoch| {
         if held.asid != 0 && held.epoch == epoch {
