@@ -23,6 +23,14 @@ impl Deref for Env {
 }
 
 impl Env {
+    /// What a component of a simulated system gets.
+    #[cfg(not(target_os = "none"))]
+    pub fn of(startup: Startup) -> Env {
+        Env {
+            startup: Box::new(startup),
+        }
+    }
+
     /// A connected client of a wired interface: `env.connect("console", ConsoleClient::connect)`.
     /// A missing wire stops the component with a message that names the line to add.
     pub fn transport(&self, interface: &str) -> ipc::EndpointTransport {

@@ -45,11 +45,8 @@ pub(crate) fn with_buffer<R>(work: impl FnOnce(&mut [u8; BUFFER_BYTES]) -> R) ->
     work(unsafe { &mut *(address as *mut [u8; BUFFER_BYTES]) })
 }
 
-/// On a host there is no buffer; a fresh one keeps callers simple.
 #[cfg(not(target_os = "none"))]
-pub(crate) fn with_buffer<R>(work: impl FnOnce(&mut [u8; BUFFER_BYTES]) -> R) -> R {
-    work(&mut [0; BUFFER_BYTES])
-}
+pub(crate) use crate::host::with_buffer;
 
 fn word(offset: usize) -> u32 {
     with_buffer(|buffer| {

@@ -163,9 +163,8 @@ pub fn shared_page<T: SharedPage>() -> Result<Shared<T>, Status> {
     let mapped = allocate(1)?;
     Ok(Shared {
         frame: mapped.frames,
-        // SAFETY: the page was just mapped, writable, and its address is not used again; `T`
-        // takes any bytes and is only changed atomically.
-        page: unsafe { &*(mapped.address as *const T) },
+        // SAFETY: the page was just mapped, writable, and its address is not used again.
+        page: unsafe { shared_at(mapped.address) },
     })
 }
 
@@ -173,7 +172,7 @@ pub fn shared_page<T: SharedPage>() -> Result<Shared<T>, Status> {
 pub fn map_shared<T: SharedPage>(frame: Cap<Frame>) -> Result<&'static T, Status> {
     let address = map(frame, FRAME, READ_WRITE)?;
     // SAFETY: as in `shared_page`.
-    Ok(unsafe { &*(address as *const T) })
+    Ok(unsafe { shared_at(address) })
 }
 
 /// The `T` at an address that root mapped it at (`Startup::attached`).
@@ -181,8 +180,13 @@ pub fn map_shared<T: SharedPage>(frame: Cap<Frame>) -> Result<&'static T, Status
 /// # Safety
 /// A writable page is mapped there and stays.
 pub unsafe fn shared_at<T: SharedPage>(address: u64) -> &'static T {
-    // SAFETY: the caller's promise; `T` takes any bytes.
-    unsafe { &*(address as *const T) }
+    #[cfg(target_os = "none")]
+    let page = address as *const T;
+    #[cfg(not(target_os = "none"))]
+    let page = core::ptr::from_ref(crate::host::page(address)).cast::<T>();
+    // SAFETY: the caller's promise (on a host: a whole page for ever, of atomics, aligned as one);
+    // `T` takes any bytes and is only changed atomically.
+    unsafe { &*page }
 }
 
 /// Memory that root mapped for this component: a file of the archive.

@@ -1,24 +1,28 @@
-//! The `syscall` instruction: the one place where a component enters the core. Called by the safe
-//! wrappers in [`crate::caps`] and [`crate::ipc`] only.
+//! The `syscall` instruction: the one place where a component enters the core. Components use the
+//! safe wrappers in [`crate::caps`] and [`crate::ipc`]; [`system_call`] is for those that have to
+//! say what the wrappers cannot: a benchmark of the core alone, and programs that test it.
 
 use microvisor_abi::{Call, Status};
 
 /// Status and the six result registers.
 pub(crate) type Answer = (Status, [u64; 6]);
 
-/// Makes a call. Registers are those of `microvisor_abi`'s top comment.
+/// Makes the call of any number with any registers, those of `microvisor_abi`'s top comment;
+/// answers `rax` (a status, see [`Status::from_raw`]) and the six result registers.
 ///
-/// This is safe to offer inside the crate because of what the wrappers promise: memory is only
-/// mapped where nothing was ([`crate::memory`] never hands out an address twice), so no call
-/// changes what a live reference points to.
+/// # Safety
+/// The call, whatever it does, changes no memory that a reference of this program points to, but
+/// the calling thread's message buffer: it takes no mapping away that is in use and maps nothing
+/// where something is.
 #[cfg(target_os = "none")]
 #[inline(always)]
-pub(crate) fn call(number: Call, arguments: [u64; 6]) -> Answer {
+pub unsafe fn system_call(number: u64, arguments: [u64; 6]) -> (u64, [u64; 6]) {
     let [mut rdi, mut rsi, mut rdx, mut r10, mut r8, mut r9] = arguments;
-    let mut rax = number as u64;
+    let mut rax = number;
     // SAFETY: the core preserves every register but those declared here, and writes only memory
     // of this component that is the calling thread's message buffer or a ring or state page that
-    // is accessed by volatile or atomic operations. The default memory clobber stands.
+    // is accessed by volatile or atomic operations; anything beyond is excluded by the caller's
+    // promise. The default memory clobber stands.
     unsafe {
         core::arch::asm!(
             "syscall",
@@ -34,15 +38,30 @@ pub(crate) fn call(number: Call, arguments: [u64; 6]) -> Answer {
             options(nostack),
         );
     }
-    // A number that no core sends would be a core of another version.
-    let status = Status::from_raw(rax).unwrap_or(Status::InvalidCall);
-    (status, [rdi, rsi, rdx, r10, r8, r9])
+    (rax, [rdi, rsi, rdx, r10, r8, r9])
 }
 
-/// On a host there is no core: every call is unknown.
+/// On a host: what [`crate::host`] makes of it.
+///
+/// # Safety
+/// None is needed here; the signature is that of the machine.
 #[cfg(not(target_os = "none"))]
-pub(crate) fn call(_number: Call, arguments: [u64; 6]) -> Answer {
-    (Status::InvalidCall, arguments)
+pub unsafe fn system_call(number: u64, arguments: [u64; 6]) -> (u64, [u64; 6]) {
+    crate::host::call(number, arguments)
+}
+
+/// Makes a call.
+///
+/// This is safe to offer inside the crate because of what the wrappers promise: memory is only
+/// mapped where nothing was ([`crate::memory`] never hands out an address twice), so no call
+/// changes what a live reference points to.
+#[inline(always)]
+pub(crate) fn call(number: Call, arguments: [u64; 6]) -> Answer {
+    // SAFETY: the promise of the wrappers, above.
+    let (rax, results) = unsafe { system_call(number as u64, arguments) };
+    // A number that no core sends would be a core of another version.
+    let status = Status::from_raw(rax).unwrap_or(Status::InvalidCall);
+    (status, results)
 }
 
 /// A call of which only the status matters.
@@ -57,7 +76,7 @@ pub(crate) fn status(number: Call, arguments: [u64; 6]) -> Result<(), Status> {
 #[inline(always)]
 pub(crate) fn status_of_one(number: Call, argument: u64) -> Result<(), Status> {
     let mut rax = number as u64;
-    // SAFETY: as in `call`.
+    // SAFETY: as in `system_call`, with the promise of `call`.
     unsafe {
         core::arch::asm!(
             "syscall",
@@ -85,10 +104,10 @@ fn refused(rax: u64) -> Result<(), Status> {
     Err(Status::from_raw(rax).unwrap_or(Status::InvalidCall))
 }
 
-/// On a host there is no core: every call is unknown.
+/// On a host a call like any other.
 #[cfg(not(target_os = "none"))]
-pub(crate) fn status_of_one(_number: Call, _argument: u64) -> Result<(), Status> {
-    Err(Status::InvalidCall)
+pub(crate) fn status_of_one(number: Call, argument: u64) -> Result<(), Status> {
+    status(number, [argument, 0, 0, 0, 0, 0])
 }
 
 /// A call that is repeated while the core says that it made progress.

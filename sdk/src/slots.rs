@@ -9,7 +9,7 @@ pub const FIRST: u32 = 16;
 const MOST: usize = 1 << 16;
 
 /// A bitmap of slots; set means taken.
-struct Slots {
+pub(crate) struct Slots {
     taken: [u64; MOST / 64],
     /// Slots in the space.
     count: u32,
@@ -18,7 +18,7 @@ struct Slots {
 }
 
 impl Slots {
-    const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Slots {
             taken: [0; MOST / 64],
             count: 0,
@@ -33,7 +33,7 @@ impl Slots {
         }
     }
 
-    fn is_free(&self, slot: u32) -> bool {
+    pub(crate) fn is_free(&self, slot: u32) -> bool {
         slot < self.count
             && self
                 .taken
@@ -42,7 +42,7 @@ impl Slots {
     }
 
     /// Everything from `first` to `count` is free.
-    fn init(&mut self, first: u32, count: u32) {
+    pub(crate) fn init(&mut self, first: u32, count: u32) {
         self.count = count.min(MOST as u32);
         self.hint = first;
         for slot in 0..first.min(self.count) {
@@ -68,7 +68,7 @@ impl Slots {
         None
     }
 
-    fn free(&self) -> u32 {
+    pub(crate) fn free(&self) -> u32 {
         let taken: u32 = self.taken.iter().map(|word| word.count_ones()).sum();
         self.count.saturating_sub(taken)
     }
@@ -81,9 +81,18 @@ impl Slots {
 
 static SLOTS: Mutex<Slots> = Mutex::new(Slots::new());
 
+/// Lets `work` use the slots of the running component.
+fn with<R>(work: impl FnOnce(&mut Slots) -> R) -> R {
+    #[cfg(not(target_os = "none"))]
+    if let Some(component) = crate::host::component() {
+        return work(&mut component.slots());
+    }
+    work(&mut SLOTS.lock())
+}
+
 /// Says which slots are free; the entry code calls it once.
 pub(crate) fn init(first: u32, count: u32) {
-    SLOTS.lock().init(first, count);
+    with(|slots| slots.init(first, count));
 }
 
 /// An empty slot; `None` when the capability space is full.
@@ -96,18 +105,18 @@ pub fn take_run(length: u32) -> Option<u32> {
     if length == 0 {
         return None;
     }
-    SLOTS.lock().take_run(length)
+    with(|slots| slots.take_run(length))
 }
 
 /// How many slots are empty.
 pub fn free() -> u32 {
-    SLOTS.lock().free()
+    with(|slots| slots.free())
 }
 
 /// Gives an empty slot back. The capability in it must be gone.
 pub fn give_back(slot: u32) {
     if slot != 0 {
-        SLOTS.lock().give_back(slot);
+        with(|slots| slots.give_back(slot));
     }
 }
 
