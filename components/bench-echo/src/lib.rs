@@ -16,31 +16,15 @@ const INFO: u64 = MessageInfo::new(1, 0, 0).0;
 /// One system call; registers as in `sdk::abi`.
 #[inline(always)]
 fn system_call(call: Call, arguments: [u64; 6]) -> (Result<(), Status>, [u64; 6]) {
-    let [mut rdi, mut rsi, mut rdx, mut r10, mut r8, mut r9] = arguments;
-    let mut rax = call as u64;
     // SAFETY: only `Call`, `Receive` and `ReplyReceive` come here, with messages that carry
-    // neither payload nor capability: the core writes no memory and keeps every other register.
-    unsafe {
-        core::arch::asm!(
-            "syscall",
-            inlateout("rax") rax,
-            inlateout("rdi") rdi,
-            inlateout("rsi") rsi,
-            inlateout("rdx") rdx,
-            inlateout("r10") r10,
-            inlateout("r8") r8,
-            inlateout("r9") r9,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
+    // neither payload nor capability: the core writes no memory.
+    let (rax, results) = unsafe { sdk::raw::system_call(call as u64, arguments) };
     let result = if rax == Status::Ok as u64 {
         Ok(())
     } else {
         Err(Status::from_raw(rax).unwrap_or(Status::InvalidCall))
     };
-    (result, [rdi, rsi, rdx, r10, r8, r9])
+    (result, results)
 }
 
 /// Calls with four words and answers the four words that came back.

@@ -1,33 +1,8 @@
 //! System calls as a hostile program makes them: any number, any registers.
 
-use sdk::abi::Status;
+pub use sdk::raw::system_call as call;
 
-/// Makes a call; `rax` and the six result registers.
-///
-/// # Safety
-/// The call, whatever it does, changes no memory that a reference of this program points to: it
-/// takes no mapping away and names no mapped address that is in use.
-pub unsafe fn call(number: u64, arguments: [u64; 6]) -> (u64, [u64; 6]) {
-    let [mut rdi, mut rsi, mut rdx, mut r10, mut r8, mut r9] = arguments;
-    let mut rax = number;
-    // SAFETY: the core keeps every register but these; memory is the caller's promise.
-    unsafe {
-        core::arch::asm!(
-            "syscall",
-            inlateout("rax") rax,
-            inlateout("rdi") rdi,
-            inlateout("rsi") rsi,
-            inlateout("rdx") rdx,
-            inlateout("r10") r10,
-            inlateout("r8") r8,
-            inlateout("r9") r9,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    (rax, [rdi, rsi, rdx, r10, r8, r9])
-}
+use sdk::abi::Status;
 
 /// The status that a number means; a number that is none is an error of its own.
 pub fn status(rax: u64) -> Result<Status, u64> {
