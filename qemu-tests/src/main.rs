@@ -18,6 +18,7 @@ mod guests;
 mod host;
 mod hostile;
 mod machines;
+mod planted;
 mod report;
 mod restart;
 mod rust_text;

@@ -183,6 +183,8 @@ impl Arena {
         // which are RAM that the arena covers, and to which no reference is held across this call
         // (`&mut self`).
         unsafe { self.pointer(addr).write_bytes(0, bytes as usize) }
+        #[cfg(test)]
+        crate::refinement::walker::after_store(self);
     }
 
     /// Copies bytes between message buffers, which components may be writing to meanwhile.
@@ -210,6 +212,8 @@ impl Arena {
     pub fn write<T: Copy>(&mut self, addr: PhysAddr, value: T) {
         // SAFETY: as `read`; a table entry is written by one aligned store, as walkers require.
         unsafe { self.pointer(addr).cast::<T>().write_volatile(value) }
+        #[cfg(test)]
+        crate::refinement::walker::after_store(self);
     }
 
     /// A view of memory that nobody else touches (boot: copying an image in).

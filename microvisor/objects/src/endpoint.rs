@@ -159,6 +159,7 @@ impl<M: Machine> Kernel<M> {
         t.reply = Ref::NULL;
         if let Some(r) = self.arena.get_mut(reply)
             && r.caller == thread
+            && cfg!(not(planted = "cancelled-call-answered"))
         {
             r.caller = Ref::NULL;
         }
@@ -201,7 +202,8 @@ impl<M: Machine> Kernel<M> {
                 // There is only one name for these; `derive` would refuse it half-way.
                 return Err(Status::WrongKind);
             }
-            if seen || !self.arena.slot(target).is_empty() {
+            let occupied = !self.arena.slot(target).is_empty();
+            if seen || occupied && cfg!(not(planted = "slot-overwritten")) {
                 return Err(Status::CapsRefused);
             }
             if self.arena.slot(source).depth == u16::MAX {
@@ -276,7 +278,10 @@ impl<M: Machine> Kernel<M> {
         r.endpoint = Ref::NULL;
         deliver_words(&mut r.regs, badge, info, message);
         if let Some(object) = self.arena.get_mut(reply) {
-            object.caller = caller;
+            object.caller = match cfg!(planted = "reply-to-another") {
+                true => receiver,
+                false => caller,
+            };
             object.receiver = Ref::NULL;
         }
         if let Some(t) = self.arena.get_mut(caller) {
@@ -395,7 +400,9 @@ impl<M: Machine> Kernel<M> {
             return Err(Status::NoRight);
         }
         self.transfer(thread, caller, info)?;
-        if let Some(r) = self.arena.get_mut(reply) {
+        if let Some(r) = self.arena.get_mut(reply)
+            && cfg!(not(planted = "reply-usable-twice"))
+        {
             r.caller = Ref::NULL;
         }
         if let Some(c) = self.arena.get_mut(caller) {

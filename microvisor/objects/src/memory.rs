@@ -73,7 +73,10 @@ impl<M: Machine> Kernel<M> {
             return Err(Status::InvalidArgument);
         }
         let device = self.arena.slot(memory).has_flag(flag::DEVICE);
-        if device && !matches!(kind, Kind::Frame | Kind::Memory) {
+        if device
+            && !matches!(kind, Kind::Frame | Kind::Memory)
+            && cfg!(not(planted = "device-retyped"))
+        {
             return Err(Status::InvalidArgument);
         }
         if !self.arena.has_children(memory) && self.arena.slot(memory).mark >> 32 == 0 {
@@ -144,7 +147,7 @@ impl<M: Machine> Kernel<M> {
             cap.extra = frames;
         }
         self.arena.insert(memory, to, cap)?;
-        self.arena.slot_mut(memory).mark = end;
+        self.arena.slot_mut(memory).mark = end - u64::from(cfg!(planted = "retype-overlaps"));
         Ok(true)
     }
 
@@ -241,6 +244,13 @@ impl<M: Machine> Kernel<M> {
                     device: false,
                 }
             }
+            #[cfg(planted = "table-mapped")]
+            Kind::Tables => Leaf {
+                base: PhysAddr(c.object),
+                order: 12,
+                flags,
+                device: false,
+            },
             _ => return Err((Status::WrongKind, 0)),
         };
         if kind == SpaceKind::Host
@@ -318,6 +328,9 @@ impl<M: Machine> Kernel<M> {
         let Some(s) = self.arena.get(space) else {
             return;
         };
+        if cfg!(planted = "unmap-without-flush") {
+            return;
+        }
         s.epoch.fetch_add(1, Ordering::SeqCst);
         let root = s.root;
         let flush = match s.kind() {

@@ -41,7 +41,10 @@ impl<M: Machine> Kernel<M> {
         let Some(n) = self.arena.get(notification) else {
             return;
         };
-        n.bits.fetch_or(bits, Ordering::SeqCst);
+        match cfg!(planted = "bit-overwritten") {
+            true => n.bits.store(bits, Ordering::SeqCst),
+            false => _ = n.bits.fetch_or(bits, Ordering::SeqCst),
+        }
         let (head, thread, vcpu) = (n.head, n.thread, n.vcpu);
         if bits == 0 {
             return;

@@ -132,7 +132,7 @@ impl<M: Machine> Kernel<M> {
                 .arena
                 .get(current)
                 .is_none_or(|c| c.priority as usize <= priority);
-            if below {
+            if below && cfg!(not(planted = "wake-up-lost")) {
                 self.machine.kick(cpu);
             }
         }
@@ -249,7 +249,10 @@ impl<M: Machine> Kernel<M> {
         }
         if now >= s.refill {
             s.remaining = s.budget;
-            s.refill = now.saturating_add(s.period);
+            s.refill = match cfg!(planted = "budget-refilled-twice") {
+                true => s.refill,
+                false => now.saturating_add(s.period),
+            };
         }
         if s.remaining > 0 {
             return false;

@@ -145,7 +145,11 @@ impl<M: Machine> Kernel<M> {
             let Some(t) = self.arena.get(thread) else {
                 return;
             };
-            if t.deadline > now {
+            let early = match cfg!(planted = "deadline-signed") {
+                true => t.deadline as i64 > now as i64,
+                false => t.deadline > now,
+            };
+            if early {
                 return;
             }
             match t.state {

@@ -186,7 +186,9 @@ impl<M: Machine> Kernel<M> {
         let v = self.arena.get(vcpu).ok_or(Status::InvalidCap)?;
         if op == Op::Poke {
             v.poked.store(1, Ordering::SeqCst);
-            self.interrupt_vcpu(vcpu);
+            if cfg!(not(planted = "poke-lost")) {
+                self.interrupt_vcpu(vcpu);
+            }
             return Ok(0);
         }
         let running = &v.running;

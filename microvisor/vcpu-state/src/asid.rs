@@ -80,7 +80,7 @@ impl Asids {
             asid: self.next,
         };
         self.next += 1;
-        if turn {
+        if turn && cfg!(not(planted = "asid-without-flush")) {
             Entry::FreshAfterFlush
         } else {
             Entry::Fresh

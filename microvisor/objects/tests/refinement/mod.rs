@@ -12,6 +12,7 @@ mod directed;
 mod driver;
 mod model;
 mod story;
+pub(crate) mod walker;
 #[path = "../world/mod.rs"]
 pub mod world;
 
