@@ -12,6 +12,7 @@
 //! | [`inspect`], [`medium`], [`iso9660`], [`fat`] | what is in an image |
 //! | [`audit`], [`draw`], [`forbid`] | who can reach what, and must not |
 //! | [`qemu`], [`packages`] | what runs it |
+//! | [`new`] | a new component from the sdk's template |
 //! | [`controls`] | builds with a check off, for tests that must fail |
 //!
 //! The image-builder has no rights on anybody's machine but to build: it installs Debian packages
@@ -37,6 +38,7 @@ pub mod iso;
 pub mod iso9660;
 pub mod manifest;
 pub mod medium;
+pub mod new;
 pub mod packages;
 pub mod problem;
 pub mod progress;

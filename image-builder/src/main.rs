@@ -13,7 +13,7 @@ use image_builder::image::{self, Image, Order};
 use image_builder::progress::say;
 use image_builder::qemu::{GUEST_FAILED, Machine, Medium, POWERED_OFF, gdb};
 use image_builder::workspace::Workspace;
-use image_builder::{debian, draw, forbid, inspect, manifest, packages, read};
+use image_builder::{debian, draw, forbid, inspect, manifest, new, packages, read};
 
 /// Builds bootable systems from a description, and runs them in QEMU.
 #[derive(Parser)]
@@ -102,6 +102,14 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         rules: Option<PathBuf>,
     },
+    /// Makes a new component: interface, server, a test under faults, a system to run it in.
+    New {
+        /// Its name: lower case letters, digits and dashes.
+        name: String,
+        /// Its folder in the workspace; components/NAME if absent.
+        #[arg(long, value_name = "DIR")]
+        path: Option<String>,
+    },
     /// Says everything that is wrong with a description, with lines and advice.
     Check {
         #[command(flatten)]
@@ -176,9 +184,17 @@ fn main() -> ExitCode {
 }
 
 fn run(verb: Verb) -> Result<ExitCode> {
+    if let Verb::New { name, path } = &verb {
+        let here = std::env::current_dir().context("there is no current folder")?;
+        let made = new::component(&new::workspace(&here)?, name, path.as_deref())?;
+        print!("{}", new::next_steps(name, &made));
+        return Ok(ExitCode::SUCCESS);
+    }
     // Compiled-in: the tool belongs to the workspace that it was built from.
     let mut workspace = Workspace::find(Path::new(env!("CARGO_MANIFEST_DIR")))?;
     match verb {
+        // Done above: it needs no list of packages, and must work where one does not build.
+        Verb::New { .. } => Ok(ExitCode::SUCCESS),
         Verb::Controls => {
             for control in CONTROLS {
                 println!(

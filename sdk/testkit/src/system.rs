@@ -388,8 +388,10 @@ impl System {
         self.member(name, |member| member.restarts)
     }
 
-    /// What components hold now is all they may hold: [`System::leaks`] compares with it.
+    /// What components hold when each of them waits is all they may hold: [`System::leaks`]
+    /// compares with it.
     pub fn mark(&self) {
+        self.run();
         let mut state = self.shared.lock();
         for component in 0..state.members.len() {
             let counts = state.counts(component);
