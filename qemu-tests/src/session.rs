@@ -161,10 +161,64 @@ impl Session {
 
     /// Waits for `pattern` anywhere in the transcript; consumes nothing.
     pub fn saw(&mut self, pattern: &str, seconds: u64) -> Result<()> {
-        let at = std::mem::replace(&mut self.at, 0);
-        let found = self.expect_at(pattern, Duration::from_secs(seconds));
+        self.saw_after(0, pattern, seconds)
+    }
+
+    /// Where the transcript ends now.
+    pub fn end(&self) -> usize {
+        lock(&self.output).bytes.len()
+    }
+
+    /// Waits for `pattern` after that place in the transcript; consumes nothing.
+    pub fn saw_after(&mut self, place: usize, pattern: &str, seconds: u64) -> Result<()> {
+        let at = std::mem::replace(&mut self.at, place);
+        let found = self.expect(pattern, seconds);
         self.at = at;
         found.map(|_| ())
+    }
+
+    /// Waits for `pattern` anywhere in the transcript, and for the end of its line; consumes
+    /// nothing. What the first such line says after it.
+    pub fn saw_line(&mut self, pattern: &str, seconds: u64) -> Result<String> {
+        let at = std::mem::replace(&mut self.at, 0);
+        let found = self
+            .expect(pattern, seconds)
+            .and_then(|_| self.expect("\n", seconds));
+        self.at = at;
+        Ok(found?.trim_end().to_owned())
+    }
+
+    /// Waits for the first of `patterns` that comes anywhere in the transcript; consumes nothing.
+    /// Its place in the list; of several that are there, the first one listed.
+    pub fn saw_one_of(&mut self, patterns: &[&str], seconds: u64) -> Result<usize> {
+        let within = Duration::from_secs(seconds);
+        let within = if self.late { within.min(LATE) } else { within };
+        let deadline = Instant::now() + within;
+        let mut output = lock(&self.output);
+        loop {
+            let there = |pattern: &&str| output.find(pattern.as_bytes(), 0).is_some();
+            if let Some(which) = patterns.iter().position(there) {
+                return Ok(which);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if output.closed || left.is_zero() {
+                let why = match output.closed {
+                    true => "the machine ended",
+                    false => "none came in time",
+                };
+                drop(output);
+                self.late = true;
+                bail!(
+                    "waited {} s for one of {patterns:?}: {why}\n{}",
+                    within.as_secs(),
+                    self.tail()
+                );
+            }
+            output = match self.output.1.wait_timeout(output, left) {
+                Ok((guard, _)) => guard,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
     }
 
     /// Everything printed so far.
@@ -314,6 +368,19 @@ mod tests {
         session.saw("one", 1).unwrap();
         session.expect("three", 10).unwrap();
         assert_eq!(session.wait(10).unwrap(), 0);
+    }
+
+    #[test]
+    fn the_first_of_several_patterns_is_told() {
+        let mut session = shell("echo one; echo two", "several");
+        assert_eq!(session.saw_one_of(&["never", "two"], 10).unwrap(), 1);
+        assert_eq!(session.saw_one_of(&["two", "one"], 10).unwrap(), 0);
+        assert!(session.saw_one_of(&["never"], 10).is_err());
+        assert_eq!(session.saw_line("t", 10).unwrap(), "wo");
+        let end = session.end();
+        assert!(session.saw_after(end, "two", 1).is_err());
+        // Nothing was consumed.
+        session.expect("one", 10).unwrap();
     }
 
     #[test]

@@ -54,7 +54,10 @@ fn main(start_info: u64) -> ! {
             let (first, count) = (number(), number());
             calls::run(&xen, first, count)
         }
-        "registers" => registers::run(),
+        "registers" => {
+            registers::peek();
+            registers::run()
+        }
         "reach" => places::run(),
         "triple" => trap::triple_fault(),
         _ => 0,

@@ -5,10 +5,38 @@ use guest_kit::trap::Exception;
 use hostile_calls::log::{NO_EXCEPTION, msr};
 use hostile_calls::{MSRS, WIDTHS, log::logs};
 
+use crate::console::say;
 use crate::log::{self, Log};
 
 /// #GP.
 const PROTECTION: u8 = 13;
+
+/// A register that only the machine has: where the core's own state is kept while a guest runs
+/// (`VM_HSAVE_PA`, AMD APM vol. 2, 15.30).
+const MACHINES_REGISTER: u32 = 0xc001_0117;
+/// A port behind which most machines have a device: the line status of COM1 (National
+/// Semiconductor PC16550D data sheet, table II).
+const MACHINES_PORT: u16 = 0x3fd;
+
+/// Reads what is the machine's, and says what came: reads only, so that this is told even where
+/// what [`run`] writes after it would stop the machine.
+pub fn peek() {
+    match cpu::try_rdmsr(MACHINES_REGISTER) {
+        Ok(value) => say!("hostile: register {MACHINES_REGISTER:x} is {value:#x}"),
+        Err(exception) => say!(
+            "hostile: register {MACHINES_REGISTER:x} raises {}",
+            exception.vector
+        ),
+    }
+    // SAFETY: reading the line status changes nothing but that device's error bits.
+    match unsafe { cpu::try_in(MACHINES_PORT, 1) } {
+        Ok(value) => say!("hostile: port {MACHINES_PORT:x} is {:#x}", value as u8),
+        Err(exception) => say!(
+            "hostile: port {MACHINES_PORT:x} raises {}",
+            exception.vector
+        ),
+    }
+}
 
 /// Runs both; the pages logged.
 pub fn run() -> u64 {

@@ -2,9 +2,10 @@
 //! (`components/hostile`) find out most of it themselves and say so in their logs; what root says
 //! of those that die, and whether the guest goes on, is seen from here.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use image_builder::qemu::Machine;
 
+use super::Verdict;
 use crate::boot::{PROMPT, takes_a_command};
 use crate::machines::Machines;
 use crate::report::{Claim, Report};
@@ -12,6 +13,8 @@ use crate::session::Session;
 
 /// Seconds until a component has judged, on a slow and shared machine.
 const VERDICT: u64 = 300;
+/// Seconds until the end of a line whose beginning is there.
+const LINE: u64 = 30;
 
 /// What components find out themselves, and which of them.
 pub const JUDGED: &[(&str, &str)] = &[
@@ -74,35 +77,21 @@ pub const JUDGED: &[(&str, &str)] = &[
     ("a_client_gives_up_on_a_mute_server", "hostile-mute"),
 ];
 
-/// What a component found out.
-pub enum Verdict {
-    /// The claim holds.
-    Holds,
-    /// It does not, and why.
-    Fails(String),
-}
-
 /// Waits for what a component says of a claim: `claim holds: NAME (what)`, or
 /// `claim fails: NAME (why)`.
 pub fn judged(session: &mut Session, name: &str, seconds: u64) -> Result<Verdict> {
-    let mark = format!(": {name} (");
-    session.saw(&mark, seconds)?;
-    let text = session.text();
-    let Some((before, after)) = text.split_once(&mark) else {
-        bail!("the transcript lost a line");
-    };
-    if before.ends_with("claim holds") {
-        return Ok(Verdict::Holds);
+    let [holds, fails] = ["holds", "fails"].map(|word| format!("claim {word}: {name} ("));
+    match session.saw_one_of(&[&holds, &fails], seconds)? {
+        0 => Ok(Verdict::Holds),
+        _ => {
+            let why = session.saw_line(&fails, LINE)?;
+            Ok(Verdict::Fails(why.trim_end_matches(')').to_owned()))
+        }
     }
-    let why = after.lines().next().unwrap_or(after).trim_end();
-    Ok(Verdict::Fails(why.trim_end_matches(')').to_owned()))
 }
 
 fn verdict(session: &mut Session, name: &str, seconds: u64) -> Result<()> {
-    match judged(session, name, seconds)? {
-        Verdict::Holds => Ok(()),
-        Verdict::Fails(why) => bail!("{why}"),
-    }
+    judged(session, name, seconds)?.holds()
 }
 
 /// What root says of a component that died: all of these, in its report.

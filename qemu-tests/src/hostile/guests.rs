@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use image_builder::qemu::Machine;
 
-use super::controls::Experiment;
+use super::Verdict;
+use super::controls::{Experiment, says_so};
 use crate::boot::{PROMPT, takes_a_command};
 use crate::machines::Machines;
 use crate::report::{Claim, Report};
@@ -24,6 +25,10 @@ pub const FEW_SEEDS: Range<u32> = 0..4;
 pub const ALL_SEEDS: Range<u32> = 0..100;
 /// Seconds until a role must be done.
 const ROLE: u64 = 1500;
+/// Seconds until a role has begun.
+const STARTED: u64 = 300;
+/// Seconds until the end of a line whose beginning is there.
+const LINE: u64 = 30;
 /// Most differences that a failure shows.
 const SHOWN: usize = 20;
 
@@ -56,8 +61,12 @@ impl Scene {
         let mut command = machine.command(&image);
         memory_in_file(&mut command, &memory, machine.memory_mib);
         let transcript = machines.folder().join("hostile-guests.log");
+        let mut session = Session::start(command, &transcript)?;
+        if let Some(control) = machines.workspace.control {
+            says_so(&mut session, control)?;
+        }
         Ok(Scene {
-            session: Session::start(command, &transcript)?,
+            session,
             memory,
             root: machines.workspace.root.clone(),
             seeds,
@@ -67,6 +76,17 @@ impl Scene {
     fn done(&mut self, role: &str, seconds: u64) -> Result<()> {
         self.session
             .saw(&format!("guest: hostile: {role} done"), seconds)
+    }
+
+    /// What the guest of registers and ports found where only the machine has something; it says
+    /// so before it writes anywhere.
+    fn peeked(&mut self, what: &str) -> Result<String> {
+        const GONE: &str = "[root] guest registers: failed";
+        let found = format!("guest: hostile: {what} ");
+        match self.session.saw_one_of(&[&found, GONE], STARTED)? {
+            0 => self.session.saw_line(&found, LINE),
+            _ => bail!("the guest ended before\n{}", self.session.tail()),
+        }
     }
 
     /// What the guests have logged so far: anew each time, as they are done one after the other.
@@ -152,9 +172,11 @@ const CLAIMS: &[Claim<Scene>] = &[
         scene.session.saw("triple fault", 1)
     }),
     ("foreign_addresses_are_out_of_reach", nothing_is_reached),
-    (REGISTERS, registers_are_out_of_reach),
-    (PORTS, ports_are_out_of_reach),
-    (CALLS, calls_are_answered),
+    (REGISTERS, |scene| {
+        registers_are_out_of_reach(scene)?.holds()
+    }),
+    (PORTS, |scene| ports_are_out_of_reach(scene)?.holds()),
+    (CALLS, |scene| calls_are_answered(scene)?.holds()),
     ("neighbour_goes_on", |scene| {
         neighbour_has_the_console(scene)?;
         takes_a_command(&mut scene.session)
@@ -182,31 +204,43 @@ const CLAIMS: &[Claim<Scene>] = &[
     }),
 ];
 
-/// MSRs that only the machine has, of those a guest may not even read: VM_CR is there for guests,
-/// VM_HSAVE_PA is where the core's own registers are kept (AMD APM vol. 2, 15.30).
-const VM_HSAVE_PA: &str = "msr c0010117";
+/// A register that only the machine has and a guest may not even read: VM_HSAVE_PA is where the
+/// core's own registers are kept (AMD APM vol. 2, 15.30).
+const VM_HSAVE_PA: &str = "c0010117";
+/// Line status of COM1, which the machine has and no guest.
+const COM1_STATUS: &str = "3fd";
 
-fn registers_are_out_of_reach(scene: &mut Scene) -> Result<()> {
+fn registers_are_out_of_reach(scene: &mut Scene) -> Result<Verdict> {
+    // First what tells at once: a guest that has the machine's registers may stop the machine when
+    // it goes on to write them.
+    let found = scene.peeked(&format!("register {VM_HSAVE_PA}"))?;
+    if found.starts_with("is ") {
+        return Ok(Verdict::Fails(format!("register {VM_HSAVE_PA} {found}")));
+    }
+    ensure!(found.starts_with("raises "), "the guest says {found:?}");
     scene.done("registers", ROLE)?;
     let table = Table::of_registers(&scene.logs()?)?;
-    let answer = table.0.get(VM_HSAVE_PA).map(|row| format!("{row:?}"));
-    ensure!(
-        answer.is_none(),
-        "{VM_HSAVE_PA}: {}",
-        answer.unwrap_or_default()
-    );
-    Ok(())
+    Ok(match table.0.get(&format!("msr {VM_HSAVE_PA}")) {
+        Some(answers) => Verdict::Fails(format!("register {VM_HSAVE_PA}: {answers:?}")),
+        None => Verdict::Holds,
+    })
 }
 
 /// No port answers but the debug console of Xen's ABI, whatever the machine has behind them.
-fn ports_are_out_of_reach(scene: &mut Scene) -> Result<()> {
+fn ports_are_out_of_reach(scene: &mut Scene) -> Result<Verdict> {
+    let found = scene.peeked(&format!("port {COM1_STATUS}"))?;
+    ensure!(found.starts_with("is "), "the guest says {found:?}");
+    if found != "is 0xff" {
+        return Ok(Verdict::Fails(format!("port {COM1_STATUS} {found}")));
+    }
     scene.done("registers", ROLE)?;
     let table = Table::of_registers(&scene.logs()?)?;
     for (key, answers) in &table.0 {
-        let port = key.starts_with("port ") && key != "port 00e9 by 1";
-        ensure!(!port, "{key}: {answers:?}");
+        if key.starts_with("port ") && key != "port 00e9 by 1" {
+            return Ok(Verdict::Fails(format!("{key}: {answers:?}")));
+        }
     }
-    Ok(())
+    Ok(Verdict::Holds)
 }
 
 /// The console is the neighbour's, whoever came first, and GRUB has a prompt there.
@@ -219,9 +253,18 @@ fn neighbour_has_the_console(scene: &mut Scene) -> Result<()> {
     scene.session.expect("grub>", PROMPT).map(|_| ())
 }
 
-fn calls_are_answered(scene: &mut Scene) -> Result<()> {
-    let seeds = scene.seeds.len() as u64;
-    scene.done("calls", ROLE + 60 * seeds)
+/// Whatever the guest calls, its VMM answers and lives.
+fn calls_are_answered(scene: &mut Scene) -> Result<Verdict> {
+    const DIES: &str = "[root] ERROR: component vmm-calls: fault: ";
+    let seconds = ROLE + 60 * scene.seeds.len() as u64;
+    let ends = ["guest: hostile: calls done", DIES];
+    match scene.session.saw_one_of(&ends, seconds)? {
+        0 => Ok(Verdict::Holds),
+        _ => {
+            let fault = scene.session.saw_line(DIES, LINE)?;
+            Ok(Verdict::Fails(format!("the VMM dies: {fault}")))
+        }
+    }
 }
 
 /// Claims that controls try.

@@ -11,8 +11,29 @@ mod components;
 mod controls;
 pub mod guests;
 
+use anyhow::{Result, bail};
+
 use crate::machines::Machines;
 use crate::report::Report;
+
+/// What was found out of a claim: a test that could not be tried to its end is neither, but an
+/// error.
+pub enum Verdict {
+    /// The claim holds.
+    Holds,
+    /// It does not: what was seen that must not be.
+    Fails(String),
+}
+
+impl Verdict {
+    /// `Ok` if the claim holds.
+    fn holds(self) -> Result<()> {
+        match self {
+            Verdict::Holds => Ok(()),
+            Verdict::Fails(why) => bail!("{why}"),
+        }
+    }
+}
 
 /// Runs the group; with `controls` all tests that must fail instead of the quick ones; with `full`,
 /// these and all seeds of random hypercalls.

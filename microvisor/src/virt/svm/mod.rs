@@ -17,7 +17,7 @@ use microvisor_objects::machine::GuestTables;
 use microvisor_vcpu_state::limits::Limits;
 use microvisor_vcpu_state::reset;
 use microvisor_vcpu_state::sanitise;
-use microvisor_vcpu_state::svm_bitmaps::{IOPM_BYTES, MSRPM_BYTES, msr_map, port};
+use microvisor_vcpu_state::svm_bitmaps::{self, IOPM_BYTES, MSRPM_BYTES, port};
 use microvisor_vcpu_state::xsave::image_size;
 use raw_cpuid::cpuid;
 pub use run::stopped;
@@ -34,9 +34,15 @@ const VM_HSAVE_PA: u32 = 0xc001_0117;
 /// The MSR permission map, the same for every vCPU.
 #[repr(C, align(4096))]
 struct MsrMap([u8; MSRPM_BYTES]);
-static MSR_MAP: MsrMap = MsrMap(match cfg!(control = "guest-registers") {
-    true => [0; MSRPM_BYTES],
-    false => msr_map(),
+#[cfg(not(control = "guest-registers"))]
+static MSR_MAP: MsrMap = MsrMap(svm_bitmaps::msr_map());
+#[cfg(control = "guest-registers")]
+static MSR_MAP: MsrMap = MsrMap({
+    // All but EFER's two bits: a guest that clears EFER.SVME is refused by the CPU at its next
+    // entry (AMD APM vol. 2, 15.5.1), long before it could show anything.
+    let mut open = [0; MSRPM_BYTES];
+    open[0x820] = 3;
+    open
 });
 
 /// CPUID 8000_000A EDX.
