@@ -144,6 +144,12 @@ pub const CONTROLS: &[Control] = &[
         claim: "a_client_gives_up_on_a_mute_server",
     },
     Control {
+        name: "console-guest",
+        file: "components/console/src/server.rs",
+        off: "only a guest's VMM can be that guest's console",
+        claim: "a_component_cannot_take_the_operators_input",
+    },
+    Control {
         name: "guest-registers",
         file: "microvisor/src/virt/svm/mod.rs",
         off: "a guest's reads and writes of model-specific registers exit",

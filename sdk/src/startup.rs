@@ -223,8 +223,11 @@ pub struct Startup {
     /// two for each of [`Startup::clients`], zeroed when the first console started. What is derived
     /// from them outlives this component, and what is in them as well.
     pub ring_pages: RingPages,
-    /// Names of the components that may call, by badge, counted from 1 (console only).
+    /// Names of the components that may call, by the number in a badge (console only; see
+    /// `idl::console::Badge`).
     pub clients: heapless::Vec<Name, CLIENTS_MAX>,
+    /// Names of the guests that it shows, by the number in a badge (console only).
+    pub guests: heapless::Vec<Name, CLIENTS_MAX>,
     /// Rings that are attached from the start (console only).
     pub attached: heapless::Vec<Attached, 2>,
     /// The guest (builder and VMM only).

@@ -20,7 +20,6 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use idl::console::ClientKind;
 use operator::{Command, Line, PROMPT, Typed};
 use scrollback::Scrollback;
 
@@ -41,6 +40,8 @@ pub struct ClientId(pub usize);
 
 enum Role {
     Guest {
+        /// From 0, in the order of the system's description.
+        number: u32,
         scrollback: Scrollback,
         typed: VecDeque<u8>,
     },
@@ -60,7 +61,7 @@ pub struct Mux {
     clients: Vec<Client>,
     /// The guest that is shown; without one, the operator's command line is.
     focus: Option<usize>,
-    /// The operator opened the command line: a guest that attaches does not take its place.
+    /// The operator chose what is shown: a guest that attaches does not take its place.
     opened: bool,
     command: Line,
     commands: VecDeque<Command>,
@@ -80,25 +81,35 @@ impl Mux {
         Mux::default()
     }
 
-    /// Adds a client. The first guest gets the focus.
-    pub fn attach(&mut self, name: &str, kind: ClientKind) -> ClientId {
-        let index = self.clients.len();
-        self.clients.push(Client {
-            name: plain(name),
-            role: match kind {
-                ClientKind::Guest => Role::Guest {
-                    scrollback: Scrollback::new(),
-                    typed: VecDeque::new(),
-                },
-                ClientKind::Log => Role::Log { line: Vec::new() },
+    /// Adds a component's log.
+    pub fn attach_log(&mut self, name: &str) -> ClientId {
+        self.add(name, Role::Log { line: Vec::new() })
+    }
+
+    /// Adds a guest by its number in the order of the system's description. Guest 0 has the focus
+    /// from the start, and no other one, however early it attaches: who gets what is typed must
+    /// not depend on who is faster.
+    pub fn attach_guest(&mut self, name: &str, number: u32) -> ClientId {
+        let client = self.add(
+            name,
+            Role::Guest {
+                number,
+                scrollback: Scrollback::new(),
+                typed: VecDeque::new(),
             },
-        });
-        if kind == ClientKind::Guest && self.focus.is_none() && !self.opened {
-            self.focus = Some(index);
+        );
+        if number == 0 && self.focus.is_none() && !self.opened {
+            self.focus = Some(client.0);
             let text = format!("guest console: {} (Ctrl-] h for help)", plain(name));
             self.note(&text);
         }
-        ClientId(index)
+        client
+    }
+
+    fn add(&mut self, name: &str, role: Role) -> ClientId {
+        let name = plain(name);
+        self.clients.push(Client { name, role });
+        ClientId(self.clients.len() - 1)
     }
 
     /// True while more output may be taken from clients.
@@ -144,20 +155,18 @@ impl Mux {
                 ESCAPE => self.type_to_guest(ESCAPE),
                 b'0' => self.open(),
                 b'1'..=b'9' => {
-                    let number = usize::from(byte - b'1');
-                    let guest = self.guests().nth(number);
-                    match guest {
-                        Some(index) => self.switch(index),
-                        None => self.note("there is no guest with this number"),
+                    let wanted = u32::from(byte - b'1');
+                    let guests = self.guests();
+                    match guests.iter().find(|(number, _)| *number == wanted) {
+                        Some(&(_, index)) => self.switch(index),
+                        None => self.note("no guest with this number has a console now"),
                     }
                 }
                 b'n' => {
-                    let guests: Vec<usize> = self.guests().collect();
-                    let next = guests
-                        .iter()
-                        .find(|&&index| Some(index) > self.focus)
-                        .or(guests.first());
-                    if let Some(&index) = next {
+                    let guests = self.guests();
+                    let shown = guests.iter().find(|(_, index)| Some(*index) == self.focus);
+                    let after = |guest: &&(u32, usize)| shown.is_some_and(|shown| *guest > shown);
+                    if let Some(&(_, index)) = guests.iter().find(after).or(guests.first()) {
                         self.switch(index);
                     }
                 }
@@ -279,12 +288,17 @@ impl Mux {
         }
     }
 
-    fn guests(&self) -> impl Iterator<Item = usize> + '_ {
-        self.clients
-            .iter()
-            .enumerate()
-            .filter(|(_, client)| matches!(client.role, Role::Guest { .. }))
-            .map(|(index, _)| index)
+    /// Numbers and places of the guests that have attached, by number.
+    fn guests(&self) -> Vec<(u32, usize)> {
+        let clients = self.clients.iter().enumerate();
+        let mut guests: Vec<_> = clients
+            .filter_map(|(index, client)| match client.role {
+                Role::Guest { number, .. } => Some((number, index)),
+                Role::Log { .. } => None,
+            })
+            .collect();
+        guests.sort_unstable();
+        guests
     }
 
     fn type_to_guest(&mut self, byte: u8) {
@@ -344,10 +358,10 @@ impl Mux {
     }
 
     fn show(&mut self, name: &str) {
-        let named = |index: &usize| self.clients.get(*index).is_some_and(|c| c.name == name);
-        let found = self.guests().find(named);
+        let named = |index: usize| self.clients.get(index).is_some_and(|c| c.name == name);
+        let found = self.guests().into_iter().find(|(_, index)| named(*index));
         match found {
-            Some(index) => self.switch(index),
+            Some((_, index)) => self.switch(index),
             None => self.say(&format!(
                 "guest {name} has no console, or there is no such guest"
             )),
@@ -373,8 +387,7 @@ impl Mux {
         self.note(
             "Ctrl-] then: 1-9 a guest, n the next guest, 0 the operator's command line, Ctrl-] itself, h this help",
         );
-        let guests: Vec<usize> = self.guests().collect();
-        for (number, index) in guests.into_iter().enumerate() {
+        for (number, index) in self.guests() {
             let name = self.clients.get(index).map_or("", |c| c.name.as_str());
             let mark = if self.focus == Some(index) {
                 " (shown)"

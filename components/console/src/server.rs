@@ -4,11 +4,12 @@
 //! client for good, so what clients wrote meanwhile is found where it is, and they attach again.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use console_mux::{ClientId, Mux};
 use idl::Name;
-use idl::console::{ClientKind, Console, ConsoleError, ConsoleServer};
+use idl::console::{Badge, ClientKind, Console, ConsoleError, ConsoleServer};
 use idl::ring::{IN_BYTES, OUT_BYTES, Reader, RingPage, Writer};
 use sdk::memory;
 use sdk::port::Ports;
@@ -30,18 +31,17 @@ const PAGES: usize = 2;
 /// Bytes taken from one client before the next one has its turn.
 const TURN: usize = 512;
 
-/// Who attached: the badge that root gave, and what for. The name is what it called itself.
-#[derive(Clone)]
+/// Who attached, as root says in the badge, and what for.
+#[derive(Clone, Copy)]
 struct Identity {
-    badge: u64,
-    name: Name,
+    badge: Badge,
     kind: ClientKind,
 }
 
 impl Identity {
     /// Number of its ring page.
     fn page(&self) -> Option<usize> {
-        let place = usize::try_from(self.badge).ok()?.checked_sub(1)?;
+        let place = usize::try_from(self.badge.component).ok()?;
         place.checked_mul(PAGES)?.checked_add(match self.kind {
             ClientKind::Log => 0,
             ClientKind::Guest => 1,
@@ -49,7 +49,7 @@ impl Identity {
     }
 
     fn is(&self, other: &Identity) -> bool {
-        self.badge == other.badge && self.kind == other.kind
+        self.badge.component == other.badge.component && self.kind == other.kind
     }
 }
 
@@ -75,8 +75,10 @@ struct Server {
     pages: sdk::startup::RingPages,
     /// Where the ring pages are mapped.
     base: u64,
-    /// Names of components by badge, counted from 1, as root has them.
+    /// Names of components by the number in a badge, as root has them.
     names: Vec<Name>,
+    /// Names of the guests that are shown here, likewise.
+    guests: Vec<Name>,
 }
 
 /// Serves for ever.
@@ -124,11 +126,12 @@ fn run(
         pages,
         base,
         names: env.clients.iter().cloned().collect(),
+        guests: env.guests.iter().cloned().collect(),
     };
     for attached in &env.attached {
         // SAFETY: root mapped the page there, writable, for as long as this component lives.
         let page: &'static RingPage = unsafe { memory::shared_at(attached.address) };
-        let id = server.mux.attach(&attached.name, ClientKind::Log);
+        let id = server.mux.attach_log(&attached.name);
         server.clients.push(Client::new(id, page));
     }
     server.find_logs();
@@ -143,26 +146,10 @@ fn run(
 }
 
 impl Server {
-    /// The name under which a client is shown. A log has its component's name, whatever the
-    /// client says; a guest has its own, unless that is another one's already.
-    fn shown_name(&self, identity: &Identity) -> alloc::string::String {
-        let component = usize::try_from(identity.badge)
-            .ok()
-            .and_then(|badge| self.names.get(badge.checked_sub(1)?))
-            .map_or_else(
-                || format!("client {}", identity.badge),
-                |name| format!("{name}"),
-            );
-        let taken = self
-            .clients
-            .iter()
-            .filter_map(|client| client.identity.as_ref())
-            .any(|other| other.kind == ClientKind::Guest && other.name == identity.name);
-        match identity.kind {
-            ClientKind::Guest if !taken => format!("{}", identity.name),
-            ClientKind::Guest => format!("{} of {component}", identity.name),
-            ClientKind::Log => component,
-        }
+    /// A name out of root's list; a number where the list is too short.
+    fn name(list: &[Name], what: &str, number: u32) -> String {
+        let listed = usize::try_from(number).ok().and_then(|at| list.get(at));
+        listed.map_or_else(|| format!("{what} {number}"), |name| format!("{name}"))
     }
 
     /// Takes what was typed and moves bytes, until the device has nothing to say.
@@ -236,21 +223,37 @@ impl Server {
     fn find_logs(&mut self) {
         for place in 0..self.names.len() {
             let identity = Identity {
-                badge: place as u64 + 1,
-                name: Name::default(),
+                badge: Badge {
+                    component: place as u32,
+                    guest: None,
+                },
                 kind: ClientKind::Log,
             };
             if let Some((page, _)) = identity.page().and_then(|number| self.page(number))
                 && page.output.reader().available() != Ok(0)
             {
-                self.add_client(identity, page);
+                self.add_client(identity, 0, page);
             }
         }
     }
 
-    fn add_client(&mut self, identity: Identity, page: &'static RingPage) -> &mut Client {
-        let name = self.shown_name(&identity);
-        let id = self.mux.attach(&name, identity.kind);
+    /// `guest` is the number of the guest, for a guest's console.
+    fn add_client(
+        &mut self,
+        identity: Identity,
+        guest: u32,
+        page: &'static RingPage,
+    ) -> &mut Client {
+        let id = match identity.kind {
+            ClientKind::Log => {
+                let name = Self::name(&self.names, "client", identity.badge.component);
+                self.mux.attach_log(&name)
+            }
+            ClientKind::Guest => {
+                let name = Self::name(&self.guests, "guest", guest);
+                self.mux.attach_guest(&name, guest)
+            }
+        };
         self.clients.push(Client {
             identity: Some(identity),
             ..Client::new(id, page)
@@ -261,11 +264,23 @@ impl Server {
 
     fn attach_client(
         &mut self,
-        identity: Identity,
+        client: u64,
+        kind: ClientKind,
         wake: Cap<cap::Notification>,
-    ) -> Result<(Cap<cap::Frame>, Cap<cap::Notification>), Status> {
-        let number = identity.page().ok_or(Status::NoMemory)?;
-        let (page, frame) = self.page(number).ok_or(Status::NoMemory)?;
+    ) -> Result<(Cap<cap::Frame>, Cap<cap::Notification>), ConsoleError> {
+        let full = ConsoleError::Full(self.pages.count);
+        let badge = Badge::of(client).ok_or(full)?;
+        let guest = match kind {
+            ClientKind::Log => 0,
+            // What is typed is for whom root says, not for whoever asks.
+            #[cfg(not(control = "console-guest"))]
+            ClientKind::Guest => badge.guest.ok_or(ConsoleError::NoGuest)?,
+            #[cfg(control = "console-guest")]
+            ClientKind::Guest => badge.guest.unwrap_or(0),
+        };
+        let identity = Identity { badge, kind };
+        let number = identity.page().ok_or(full)?;
+        let (page, frame) = self.page(number).ok_or(full)?;
         let peer = self.peer;
         let known = self
             .clients
@@ -274,7 +289,7 @@ impl Server {
         let client = match known {
             // It, or this console, was started again.
             Some(index) => &mut self.clients[index],
-            None => self.add_client(identity, page),
+            None => self.add_client(identity, guest, page),
         };
         if let Some(old) = client.wake.replace(wake) {
             let _ = old.delete();
@@ -340,24 +355,17 @@ impl ConsoleServer for Server {
     fn attach(
         &mut self,
         client: u64,
-        name: Name,
+        // Everybody is shown under the name that root has for it.
+        _: Name,
         kind: ClientKind,
         wake: Cap<cap::Notification>,
     ) -> Result<(Cap<cap::Frame>, Cap<cap::Notification>), ConsoleError> {
-        let identity = Identity {
-            badge: client,
-            name,
-            kind,
-        };
-        let outcome = self.attach_client(identity, wake);
+        let outcome = self.attach_client(client, kind, wake);
         if outcome.is_err() {
             let _ = wake.delete();
         }
         self.work();
-        outcome.map_err(|status| match status {
-            Status::NoMemory => ConsoleError::Full(self.pages.count),
-            status => ConsoleError::Core(status as u32),
-        })
+        outcome
     }
 }
 

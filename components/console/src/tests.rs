@@ -14,8 +14,8 @@ fn keys(mux: &mut Mux, keys: &[u8]) {
 
 fn two_guests() -> (Mux, ClientId, ClientId) {
     let mut mux = Mux::new();
-    let one = mux.attach("one", ClientKind::Guest);
-    let two = mux.attach("two", ClientKind::Guest);
+    let one = mux.attach_guest("one", 0);
+    let two = mux.attach_guest("two", 1);
     shown(&mut mux);
     (mux, one, two)
 }
@@ -35,11 +35,26 @@ fn the_first_guest_is_shown_raw_and_gets_the_keys() {
 #[test]
 fn help_is_announced_with_the_first_guest() {
     let mut mux = Mux::new();
-    mux.attach("linux", ClientKind::Guest);
+    mux.attach_guest("linux", 0);
     assert_eq!(
         shown(&mut mux),
         "[console] guest console: linux (Ctrl-] h for help)\r\n"
     );
+}
+
+#[test]
+fn who_is_faster_does_not_decide_who_is_shown() {
+    let mut mux = Mux::new();
+    let three = mux.attach_guest("three", 2);
+    let two = mux.attach_guest("two", 1);
+    mux.output(two, b"not yet");
+    assert_eq!(shown(&mut mux), "");
+    let one = mux.attach_guest("one", 0);
+    assert!(shown(&mut mux).starts_with("[console] guest console: one "));
+    keys(&mut mux, b"a\x1d3b\x1d2c\x1dnd\x1dne");
+    assert_eq!(mux.pending(one), b"ae");
+    assert_eq!(mux.pending(two), b"c");
+    assert_eq!(mux.pending(three), b"bd");
 }
 
 #[test]
@@ -64,7 +79,7 @@ fn another_guests_output_waits_until_it_is_looked_at() {
 #[test]
 fn log_lines_are_prefixed_and_cannot_touch_the_terminal() {
     let (mut mux, one, _) = two_guests();
-    let log = mux.attach("vmm-one", ClientKind::Log);
+    let log = mux.attach_log("vmm-one");
     mux.output(log, b"half a ");
     assert_eq!(shown(&mut mux), "");
     mux.output(log, b"line\n\x1b[2J\n");
@@ -89,7 +104,7 @@ fn the_escape_key_typed_twice_reaches_the_guest() {
         "{text}"
     );
     keys(&mut mux, b"\x1d9");
-    assert!(shown(&mut mux).contains("no guest"));
+    assert!(shown(&mut mux).contains("no guest with this number"));
 }
 
 #[test]
@@ -165,7 +180,7 @@ fn the_operators_line_and_a_guests_console_change_places() {
 #[test]
 fn a_log_line_leaves_the_operators_line_whole() {
     let mut mux = Mux::new();
-    let log = mux.attach("root", ClientKind::Log);
+    let log = mux.attach_log("root");
     keys(&mut mux, b"cre");
     mux.output(log, b"hello\n");
     assert_eq!(
@@ -173,7 +188,7 @@ fn a_log_line_leaves_the_operators_line_whole() {
         "operator> cre\r\x1b[K[root] hello\r\noperator> cre"
     );
     // A guest that starts meanwhile takes nothing away.
-    mux.attach("one", ClientKind::Guest);
+    mux.attach_guest("one", 0);
     keys(&mut mux, b"ate one\r");
     assert_eq!(mux.take_command(), order(GuestOrder::Create, "one"));
 }
@@ -201,7 +216,7 @@ proptest! {
         steps in proptest::collection::vec((0usize..5, proptest::collection::vec(any::<u8>(), 0..60)), 0..40)
     ) {
         let (mut mux, _, _) = two_guests();
-        mux.attach("log", ClientKind::Log);
+        mux.attach_log("log");
         for (who, bytes) in steps {
             if who == 4 {
                 keys(&mut mux, &bytes);

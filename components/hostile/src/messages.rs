@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use idl::console::{ClientKind, ConsoleClient};
+use idl::console::{ClientKind, ConsoleClient, ConsoleError};
 use sdk::abi::boot::BUFFER_ADDRESS;
 use sdk::abi::message::{CAPS_MAX, PAYLOAD_MAX, RECEIVE_SLOTS, SEND_SLOTS};
 use sdk::abi::{Call, MessageInfo};
@@ -23,6 +23,10 @@ const FINAL: [u32; 2] = [3, 4];
 
 /// Plays `hostile-postcard`.
 pub fn malformed(env: &Env) {
+    claim(
+        "a_component_cannot_take_the_operators_input",
+        calls_itself_a_guest(env),
+    );
     for (name, interface, service) in [
         (
             "root_survives_malformed_messages",
@@ -167,6 +171,18 @@ fn send_nonsense(env: &Env, endpoint: Cap<cap::Endpoint>, service: Service) -> O
     }
 }
 
+/// Attaches as a guest's console, under a guest's name: what the operator types goes there.
+fn calls_itself_a_guest(env: &Env) -> Outcome {
+    let wake: Cap<cap::Notification> = env.memory().retype(0).map_err(failed("make"))?;
+    let console = ConsoleClient::connect(env.transport("console"))
+        .map_err(|error| format!("no console: {error:?}"))?;
+    match console.attach(idl::name("grub"), ClientKind::Guest, wake) {
+        Err(idl::CallError::Answer(ConsoleError::NoGuest)) => Ok("it is refused".into()),
+        Err(error) => Err(format!("{error:?}")),
+        Ok(_) => Err("it is a guest's console".into()),
+    }
+}
+
 /// The ring page and the notification of a place at the console.
 type Place = (Cap<cap::Frame>, Cap<cap::Notification>);
 
@@ -185,7 +201,6 @@ fn place(env: &Env, name: &str, kind: ClientKind) -> Result<Option<Place>, Strin
 fn places(env: &Env) -> Outcome {
     let mut pages = Vec::new();
     for number in 0..64 {
-        // Not as a guest's console: the first of those gets what the operator types.
         let name = format!("\x1b[2Jgrub{number}");
         if let Some((frame, _)) = place(env, &name, ClientKind::Log)? {
             pages.push(frame);

@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use idl::console::Badge;
 use idl::manifest::{Component, Guest, Manifest};
 use microvisor_abi::FRAME;
 use sdk::abi as microvisor_abi;
@@ -191,6 +192,34 @@ pub fn start_order(manifest: &Manifest) -> Result<Vec<usize>, PlanError> {
     Ok(order)
 }
 
+/// Indices of the guests that the console of this name shows, in the manifest's order: the first is
+/// the one that has its keys from the start.
+pub fn shown_by(manifest: &Manifest, console: &str) -> impl Iterator<Item = usize> {
+    let guests = manifest.guests.iter().enumerate();
+    guests.filter_map(move |(index, guest)| {
+        (!console.is_empty() && guest.console == console).then_some(index)
+    })
+}
+
+/// What the console `server` is told of a client, instance number `place`: `speaks_for` is the
+/// guest whose VMM it is. Everybody may log; only a guest's VMM may be that guest's console, and
+/// only where the manifest says that the guest is shown.
+pub fn console_badge(
+    manifest: &Manifest,
+    server: &str,
+    place: u32,
+    speaks_for: Option<usize>,
+) -> Badge {
+    let number = speaks_for.and_then(|guest| {
+        let number = shown_by(manifest, server).position(|shown| shown == guest)?;
+        u32::try_from(number).ok()
+    });
+    Badge {
+        component: place,
+        guest: number,
+    }
+}
+
 /// Frames of 4 KiB that an instance's parts take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
@@ -333,6 +362,34 @@ mod tests {
             text.contains("add \"console\" to `serves` of component console"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn only_a_vmm_of_a_guest_that_is_shown_speaks_for_it() {
+        let mut manifest = system();
+        let linux = manifest.guests[0].clone();
+        let guest = |name: &str, console: &str| Guest {
+            name: name.into(),
+            console: console.into(),
+            ..linux.clone()
+        };
+        manifest.guests = vec![
+            guest("hidden", ""),
+            guest("first", "console"),
+            guest("elsewhere", "other"),
+            guest("second", "console"),
+        ];
+        assert_eq!(
+            shown_by(&manifest, "console").collect::<Vec<_>>(),
+            vec![1, 3]
+        );
+        let badge = |guest| console_badge(&manifest, "console", 9, guest);
+        assert_eq!(badge(Some(1)).guest, Some(0));
+        assert_eq!(badge(Some(3)).guest, Some(1));
+        for none in [Some(0), Some(2), None, Some(99)] {
+            assert_eq!(badge(none).guest, None);
+        }
+        assert_eq!(console_badge(&manifest, "", 9, Some(0)).guest, None);
     }
 
     #[test]

@@ -6,7 +6,9 @@ use alloc::vec::Vec;
 
 use guest_loader::layout;
 use idl::builder::Built;
+use idl::console::ConsoleError;
 use sdk::abi::boot::feature;
+use sdk::console::AttachError;
 use sdk::memory;
 use sdk::prelude::*;
 use sdk::startup::Machine;
@@ -50,7 +52,7 @@ enum StartError {
     /// The Xen ABI refused the configuration.
     Domain(xen_abi::ConfigError),
     /// The console did not take the guest.
-    Console(sdk::console::AttachError),
+    Console(AttachError),
     /// The guest's store could not be filled.
     Store(xenstore::Errno),
     /// No event channel for console or store.
@@ -187,10 +189,14 @@ fn start(env: &Env) -> Result<Service, StartError> {
         tsc_khz: env.machine.tsc_khz,
     }));
     let attached = match env.wire("console") {
-        Some(endpoint) => Some(
-            service::attach(EndpointTransport(endpoint), &guest.name, service)
-                .map_err(StartError::Console)?,
-        ),
+        Some(endpoint) => {
+            match service::attach(EndpointTransport(endpoint), &guest.name, service) {
+                Ok(attached) => Some(attached),
+                // The wire is for the log only: the system shows this guest nowhere.
+                Err(AttachError::Console(ConsoleError::NoGuest)) => None,
+                Err(error) => return Err(StartError::Console(error)),
+            }
+        }
         None => None,
     };
     start_vcpus(env, guest, &built, shared, space)?;

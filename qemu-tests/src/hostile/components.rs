@@ -42,6 +42,10 @@ pub const JUDGED: &[(&str, &str)] = &[
     ("all_slots_can_be_used_up", "hostile-memory"),
     ("all_memory_can_be_used_up", "hostile-memory"),
     ("memory_taken_back_is_out_of_reach", "hostile-borrower"),
+    (
+        "a_component_cannot_take_the_operators_input",
+        "hostile-postcard",
+    ),
     ("root_survives_malformed_messages", "hostile-postcard"),
     (
         "root_survives_malformed_reports_of_builders",

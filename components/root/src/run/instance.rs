@@ -70,8 +70,10 @@ pub struct Order<'a> {
     pub attach: Option<Cap<cap::Frame>>,
     /// For the console: frames for rings with clients, in consecutive slots; how many.
     pub ring_pages: Option<(Cap<cap::Frame>, u32)>,
-    /// For the console: its clients' names by badge.
+    /// For the console: its clients' names by the number in their badges.
     pub clients: Vec<idl::Name>,
+    /// For the console: names of the guests that it shows, likewise.
+    pub guests: Vec<idl::Name>,
     /// Signalled when one of its threads faults.
     pub fault: Cap<cap::Notification>,
 }
@@ -353,6 +355,9 @@ impl Instance {
         facts
             .clients
             .extend(order.clients.iter().take(startup::CLIENTS_MAX).cloned());
+        facts
+            .guests
+            .extend(order.guests.iter().take(startup::CLIENTS_MAX).cloned());
         if let Some((frames, count)) = order.ring_pages {
             facts.ring_pages = startup::RingPages {
                 slot: wiring.next,

@@ -289,7 +289,16 @@ impl System {
                     self.manifest.components[*owner].name == server && *interface == need.interface
                 });
                 let rights = Rights::CALL.or(Rights::GRANT);
-                (found.map(|(.., endpoint)| *endpoint), rights, id)
+                let badge = match need.interface.as_str() {
+                    "console" => {
+                        // A builder logs, but the guest's console is its VMM's.
+                        let vmm = |guest: &usize| self.guests[*guest].vmm == index;
+                        let guest = place.guest.filter(vmm);
+                        plan::console_badge(&self.manifest, server, index as u32, guest).word()
+                    }
+                    _ => id,
+                };
+                (found.map(|(.., endpoint)| *endpoint), rights, badge)
             };
             match endpoint {
                 Some(endpoint) => connections.push(Connection {
@@ -322,6 +331,11 @@ impl System {
         } else {
             Vec::new()
         };
+        let guests = plan::shown_by(&self.manifest, &component.name).map(|guest| {
+            let guest = &self.manifest.guests[guest];
+            name(&guest.name)
+        });
+        let guests = guests.take(CLIENTS_MAX).collect();
         if console && self.places[index].rings.is_none() {
             let count = (clients.len() * RING_PAGES) as u32;
             match sdk::memory::own().retype_many(ORDER_4K, count) {
@@ -339,6 +353,7 @@ impl System {
             attach: console.then_some(self.log.frame),
             ring_pages: place.rings,
             clients,
+            guests,
             fault: place.fault,
         };
         match Instance::start(&mut self.tools, &mut place.kept, &order) {
