@@ -470,7 +470,9 @@ impl System {
         match news {
             News::Ready => {
                 if let Some(guest) = guest.filter(|&guest| self.guests[guest].vmm == index) {
-                    self.guests[guest].ready = true;
+                    if !core::mem::replace(&mut self.guests[guest].ready, true) {
+                        log::info!("guest {}: runs", self.manifest.guests[guest].name);
+                    }
                     let place = &self.places[index];
                     let component = &self.manifest.components[place.component];
                     let set = place
