@@ -1,0 +1,14 @@
+//! Claims about the objects, checked by system calls against the real code: one module for each idea.
+
+#[path = "../world/mod.rs"]
+mod world;
+
+mod memory;
+mod messages;
+mod rights;
+mod spaces;
+mod threads;
+
+use microvisor_abi::cap::Map;
+
+const RW: u64 = Map::READ | Map::WRITE;
