@@ -101,7 +101,11 @@ pub fn attach(
         wake,
     };
     let (frame, peer) = request.send()?;
-    let page = memory::map_shared(frame).map_err(AttachError::Core)?;
+    let page = memory::map_shared(frame).map_err(|status| {
+        // Nobody would find them again.
+        let _ = (frame.delete(), peer.delete());
+        AttachError::Core(status)
+    })?;
     Ok(Attached {
         page,
         peer,

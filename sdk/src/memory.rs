@@ -103,7 +103,7 @@ pub struct Mapped {
 pub fn allocate(count: u32) -> Result<Mapped, Status> {
     let address = reserve(u64::from(count) * FRAME)?;
     let frames = own().retype_many::<Frame>(ORDER_4K, count)?;
-    map_run(
+    let mapped = map_run(
         own(),
         OWN_SPACE,
         frames,
@@ -111,7 +111,13 @@ pub fn allocate(count: u32) -> Result<Mapped, Status> {
         ORDER_4K,
         address,
         READ_WRITE,
-    )?;
+    );
+    if let Err(status) = mapped {
+        for index in 0..count {
+            let _ = Cap::<Frame>::new(frames.slot() + index).delete();
+        }
+        return Err(status);
+    }
     Ok(Mapped {
         frames,
         count,

@@ -4,14 +4,16 @@
 //! nothing more. What is shown is decided in the library `console_mux`.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", test))]
 extern crate alloc;
 
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", test))]
 mod orders;
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", test))]
 mod server;
-#[cfg(target_os = "none")]
+#[cfg(test)]
+mod simulated;
+#[cfg(any(target_os = "none", test))]
 mod uart;
 
 #[cfg(target_os = "none")]

@@ -345,7 +345,8 @@ impl Client {
         if let Some(wake) = self.wake
             && wake.signal(1).is_err()
         {
-            // Gone; what it wrote before is still shown.
+            // Gone; what it wrote before is still shown. The slot is free for others.
+            let _ = wake.delete();
             self.wake = None;
         }
     }

@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use idl::name;
+use idl::console::{Badge, Console};
+use idl::{Interface, name};
 use microvisor_abi::{Kind, Rights};
 use sdk::entry::Env;
 use sdk::host;
@@ -73,6 +74,7 @@ pub struct Component {
     pub(crate) ports: Vec<PortRange>,
     lines: Vec<u32>,
     ring_pages: bool,
+    guest: Option<String>,
 }
 
 impl Component {
@@ -87,6 +89,7 @@ impl Component {
             ports: Vec::new(),
             lines: Vec::new(),
             ring_pages: false,
+            guest: None,
         }
     }
 
@@ -149,6 +152,12 @@ impl Component {
     /// An interrupt line; see [`System::interrupt`].
     pub fn line(mut self, line: u32) -> Component {
         self.lines.push(line);
+        self
+    }
+
+    /// The guest that it speaks for at a console, as a guest's VMM does.
+    pub fn guest(mut self, name: &str) -> Component {
+        self.guest = Some(name.into());
         self
     }
 
@@ -536,6 +545,12 @@ fn instance(
     }
 }
 
+/// Components that speak for guests, and the guests' names, in order.
+fn guests(state: &State) -> impl Iterator<Item = (usize, &str)> {
+    let members = state.members.iter().enumerate();
+    members.filter_map(|(number, member)| Some((number, member.spec.guest.as_deref()?)))
+}
+
 /// Gives a new instance its capabilities, as root does, and says where they are.
 fn wire(state: &mut State, component: usize) -> Startup {
     let spec = Arc::clone(&state.members[component].spec);
@@ -599,10 +614,20 @@ fn wire(state: &mut State, component: usize) -> Startup {
         let (cap, server) = (wire.cap, wire.server);
         let server = server.map_or("root".to_owned(), |s| state.name(s).to_owned());
         let rights = Rights::CALL.or(Rights::GRANT);
+        let badge = match need.interface.as_str() {
+            Console::NAME => Badge {
+                component: component as u32,
+                guest: guests(state)
+                    .position(|(of, _)| of == component)
+                    .map(|at| at as u32),
+            }
+            .word(),
+            _ => component as u64 + 1,
+        };
         let wire = Wire {
             interface: name(&need.interface),
             server: name(&server),
-            slot: give(state, cap, rights, component as u64 + 1),
+            slot: give(state, cap, rights, badge),
         };
         assert!(facts.wires.push(wire).is_ok(), "too many needs");
     }
@@ -645,6 +670,9 @@ fn wire(state: &mut State, component: usize) -> Startup {
         for member in &state.members {
             let fits = facts.clients.push(name(&member.spec.name));
             assert!(fits.is_ok(), "too many clients");
+        }
+        for (_, guest) in guests(state) {
+            assert!(facts.guests.push(name(guest)).is_ok(), "too many guests");
         }
     }
     facts.free_slot = slot;
