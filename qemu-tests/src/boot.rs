@@ -289,15 +289,20 @@ fn boot(machines: &mut Machines, title: &str, way: &Way) -> Result<Booted> {
 /// core and components from scratch as well.
 fn builds_again(machines: &mut Machines, programs: bool) -> Result<()> {
     let folder = machines.folder().join("again");
+    let target = machines.folder().join("again-target");
+    let gone = |folder: &Path| match folder.exists() {
+        true => fs::remove_dir_all(folder),
+        false => Ok(()),
+    };
+    let mut workspace = machines.workspace.clone();
+    if programs {
+        // One compilation serves both media.
+        gone(&target)?;
+        workspace.target.clone_from(&target);
+    }
     for medium in [Medium::Iso, Medium::Disk] {
         let first = machines.image_on("grub", None, medium)?;
-        if folder.exists() {
-            fs::remove_dir_all(&folder)?;
-        }
-        let mut workspace = machines.workspace.clone();
-        if programs {
-            workspace.target = folder.join("target");
-        }
+        gone(&folder)?;
         // The name of the description is in the image, so it is the same one.
         let order = machines.order("grub", None, medium, &folder)?;
         let second = image::build(&workspace, &order)?;
@@ -313,7 +318,8 @@ fn builds_again(machines: &mut Machines, programs: bool) -> Result<()> {
             }
         }
     }
-    fs::remove_dir_all(&folder)?;
+    gone(&folder)?;
+    gone(&target)?;
     Ok(())
 }
 
