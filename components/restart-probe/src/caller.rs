@@ -20,7 +20,7 @@ type Client = BenchClient<EndpointTransport>;
 type Admin = AdminClient<EndpointTransport>;
 
 /// What a call came to: the answer's first byte, or the core's status.
-fn call(server: &Client, what: u8) -> Result<u8, Status> {
+pub fn call(server: &Client, what: u8) -> Result<u8, Status> {
     let mut bytes = [0; 31];
     bytes[0] = what;
     match server.echo(Bytes(bytes)) {

@@ -2,20 +2,31 @@
 //! logs what it sees; every other one serves `bench` and does what the first byte of a message says.
 //! Used by the group `restart` of `cargo suite`, which judges the log. Holds nothing that a
 //! component could not have, and knows the outcome of nothing it tries.
-#![no_std]
-#![no_main]
+#![cfg_attr(target_os = "none", no_std, no_main)]
 
+#[cfg(any(target_os = "none", test))]
 mod caller;
+#[cfg(any(target_os = "none", test))]
 mod server;
+#[cfg(test)]
+mod simulated;
 
+#[cfg(any(target_os = "none", test))]
 use sdk::prelude::*;
 
-sdk::entry!(main);
+#[cfg(target_os = "none")]
+sdk::entry!(component);
 
-fn main(env: Env) {
+#[cfg(any(target_os = "none", test))]
+fn component(env: Env) {
     if env.name == "caller" {
         caller::run(&env);
     } else {
         server::run(&env);
     }
+}
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("restart-probe runs on the microvisor only");
 }

@@ -25,7 +25,8 @@
 //! }
 //! fn main_of_echo(env: Env) {
 //!     let mut receiver = Receiver::new(env.endpoint("bench"), REPLY, 0).unwrap();
-//!     serve::<Bench, _>(&mut receiver, &mut Echo);
+//!     let status = serve::<Bench, _>(&mut receiver, &mut Echo);
+//!     log::error!("{status:?}");
 //! }
 //!
 //! // The test: a client, and a server that dies over its second call (the first is `connect`'s).
