@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use raw_cpuid::CpuId;
 use x86_64::registers::model_specific::Msr;
 
-/// Vectors of ISA lines 0 to 15 start here.
+/// Vectors of interrupts, ISA lines and messages, start here.
 pub const VECTOR_LINES: u8 = 0x30;
 /// Asks a CPU to reschedule.
 pub const VECTOR_RESCHEDULE: u8 = 0xf0;

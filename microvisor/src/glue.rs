@@ -142,7 +142,8 @@ fn interrupt(vector: u8) {
 
 /// Handles an interrupt; the lock is held afterwards.
 fn accept(vector: u8) -> Guard<'static, Kernel<Hardware>> {
-    const LINES: core::ops::Range<u8> = apic::VECTOR_LINES..apic::VECTOR_LINES + 16;
+    const VECTORS: core::ops::Range<u8> =
+        apic::VECTOR_LINES..apic::VECTOR_LINES + microvisor_objects::interrupt::LINES as u8;
     match vector {
         apic::VECTOR_SPURIOUS => KERNEL.lock(),
         apic::VECTOR_TIMER => {
@@ -157,7 +158,7 @@ fn accept(vector: u8) -> Guard<'static, Kernel<Hardware>> {
             kernel.timer(index);
             kernel
         }
-        line if LINES.contains(&line) => {
+        line if VECTORS.contains(&line) => {
             let line = u32::from(line - apic::VECTOR_LINES);
             let mut kernel = KERNEL.lock();
             if ioapic::arrived(line) {

@@ -10,7 +10,7 @@ use crate::{apic, ioapic, paging, time, virt};
 use core::sync::atomic::{AtomicU64, Ordering};
 use microvisor_abi::Status;
 use microvisor_objects::id::{PhysAddr, VcpuArea};
-use microvisor_objects::machine::{Flush, GuestTables, Machine};
+use microvisor_objects::machine::{Answer, Ask, DmaTables, Flush, GuestTables, Machine};
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 
@@ -266,5 +266,25 @@ impl Machine for Hardware {
 
     fn vcpu_forget(&self, vcpu: VcpuArea) {
         virt::forget(vcpu);
+    }
+
+    fn dma_tables(&self) -> Option<DmaTables> {
+        None
+    }
+
+    fn ask(&self, _: Ask) {}
+
+    fn asked(&self) -> u64 {
+        0
+    }
+
+    fn answered(&self, _: u64) -> Answer {
+        Answer::Done
+    }
+
+    fn wrote_table(&self, _: PhysAddr, _: u64) {}
+
+    fn message(&self, line: u32, _: Option<u16>) -> u64 {
+        ioapic::message(line)
     }
 }

@@ -144,10 +144,18 @@ pub fn set_line(number: u32, on: bool) {
     }
 }
 
+/// The message with which a device interrupts as `line`, if nothing translates it: address, and data
+/// in the high half (Intel SDM vol. 3, 11.11).
+pub fn message(line: u32) -> u64 {
+    let data = u32::from(VECTOR_LINES) + line;
+    0xfee0_0000 | u64::from(STATE.get().target & 0xff) << 12 | u64::from(data) << 32
+}
+
 /// An interrupt of this line arrived: true if it is to be delivered. Kernel lock held.
 pub fn arrived(number: u32) -> bool {
     let Some(state) = LINES.get(number as usize) else {
-        return false;
+        // A message: its device sends no other until it was looked after, or does no harm.
+        return true;
     };
     let before = state.load(Relaxed);
     if before & ON != 0 {

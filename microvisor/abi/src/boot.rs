@@ -10,7 +10,7 @@ pub const SLOT_THREAD: u32 = 3;
 pub const SLOT_SCHED: u32 = 4;
 /// All I/O ports (but those the core keeps to itself).
 pub const SLOT_IO_PORTS: u32 = 5;
-/// All ISA interrupt lines (0-15, as global system interrupts after MADT overrides).
+/// All interrupts: ISA lines (0-15, as global system interrupts after MADT overrides) and messages.
 pub const SLOT_INTERRUPTS: u32 = 6;
 /// All CPUs, every priority.
 pub const SLOT_CPUS: u32 = 7;
@@ -18,6 +18,8 @@ pub const SLOT_CPUS: u32 = 7;
 pub const SLOT_INFO: u32 = 8;
 /// The core's log and trace rings: 2 MiB, read-only. See `Info::log_bytes`.
 pub const SLOT_LOG: u32 = 9;
+/// All PCI functions of segment 0.
+pub const SLOT_DEVICES: u32 = 10;
 /// First slot of the listed memories and archive frames; see [`Info`].
 pub const SLOT_FIRST: u32 = 16;
 
@@ -97,4 +99,11 @@ pub mod feature {
     pub const SVM: u64 = 1 << 1;
     /// The TSC is invariant.
     pub const INVARIANT_TSC: u64 = 1 << 2;
+    /// There is an IOMMU: a device reaches only what it is attached to. Without it, it reaches all
+    /// memory.
+    pub const DMA_PROTECTION: u64 = 1 << 3;
+    /// A device can send only the messages that it was given.
+    pub const INTERRUPT_REMAPPING: u64 = 1 << 4;
+    /// The IOMMU is AMD's, otherwise Intel's.
+    pub const AMDVI: u64 = 1 << 5;
 }

@@ -54,12 +54,14 @@ calls! {
     Retype = 1 (memory, kind_size, space, slot_count) -> (done);
     /// Makes a child of `source` in `slot` of `space` with at most its rights. `badge` sets the
     /// badge of an unbadged `Endpoint` or `Notification`; for a `Frame` it is the byte offset of a
-    /// sub-range of order `order` (0: all of it); for `IoPorts`, `Interrupt` and `Cpu` it is
-    /// `first | count << 32` (0: all of it), and for `Cpu` `order` is the highest priority.
+    /// sub-range of order `order` (0: all of it); for `IoPorts`, `Interrupt`, `Device` and `Cpu` it
+    /// is `first | count << 32` (0: all of it), and for `Cpu` `order` is the highest priority.
     Copy = 2 (source, space, slot, rights, badge, order) -> ();
     /// Moves a capability, with its place in the derivation forest, to an empty slot.
     Move = 3 (source_space, source, space, slot) -> ();
     /// Deletes a capability and all derived from it. `Again`: call again, progress was made.
+    /// `Timeout`: something of it is in the hands of an IOMMU that does not answer any more, and stays
+    /// out of use.
     Delete = 4 (space, slot) -> ();
     /// Deletes all that was derived from a capability, but not itself. `Again` as in `Delete`.
     Revoke = 5 (space, slot) -> ();
@@ -67,7 +69,8 @@ calls! {
     /// buffer or a `Vcpu`'s state page at 4 KiB. `flags` is a `cap::Map` set. `NeedTable` answers
     /// the `level` whose table is missing and changes nothing.
     Map = 6 (cap, space, address, flags) -> (level);
-    /// Undoes the mapping recorded in the capability.
+    /// Undoes the mapping recorded in the capability. `Again`: the IOMMU has still to answer, call
+    /// again; `Timeout`: it does not answer any more, and the memory stays out of use.
     Unmap = 7 (cap) -> ();
     /// Gives the frames of a `Tables` capability to an address space's pool of page tables.
     Fill = 8 (space, tables) -> ();
@@ -85,6 +88,8 @@ calls! {
     /// `Notification` to a `Thread` (its faults and bound messages), to a `Vcpu` (a run returns
     /// while bits are pending) or an `Interrupt` to a `Notification` (with the badge of that
     /// capability). An `Endpoint` is only untied: from its server, before that is replaced.
+    /// A `Device` to a *dma* `AddressSpace`, an `Interrupt` to a `Device`, a `Notification` to a
+    /// `Device`. `Again` and `Timeout` as in `Unmap`.
     /// `role` is a `cap::Role`.
     Bind = 12 (what, to, role) -> ();
     /// Sends a message and waits for the answer. `w0..w3` travel in registers both ways.

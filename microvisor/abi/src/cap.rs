@@ -28,12 +28,15 @@ pub enum Kind {
     Notification = 10,
     /// A virtual CPU.
     Vcpu = 11,
-    /// A range of interrupt lines.
+    /// A range of interrupts: ISA lines below [`LINES_ISA`], messages from there to [`LINES`].
     Interrupt = 12,
     /// A range of I/O ports.
     IoPorts = 13,
     /// A range of CPUs, up to a priority: the right to hand out their time.
     Cpu = 14,
+    /// A range of PCI functions, each by its requester id (`bus << 8 | device << 3 | function`): the
+    /// right to let them use memory and interrupt.
+    Device = 15,
 }
 
 impl Kind {
@@ -55,6 +58,7 @@ impl Kind {
             12 => Kind::Interrupt,
             13 => Kind::IoPorts,
             14 => Kind::Cpu,
+            15 => Kind::Device,
             _ => return None,
         })
     }
@@ -70,12 +74,14 @@ pub struct Slot {
     pub rights: Rights,
     /// `Frame`: log2 of its size.
     pub order: u8,
-    /// It records a mapping (`IoPorts`: a grant).
+    /// It records a mapping (`IoPorts`: a grant; `Device`: it is attached).
     pub mapped: bool,
     /// `Endpoint`, `Notification`: badge. `Memory`, `Tables`, `CapSpace`: frames. `Interrupt`,
-    /// `IoPorts`, `Cpu`: `first | count << 32`. Otherwise 0.
+    /// `IoPorts`, `Cpu`, `Device`: `first | count << 32`. Otherwise 0.
     pub number: u64,
-    /// `Memory`: frames of it that were handed out. `Cpu`: highest priority. Otherwise 0.
+    /// `Memory`: frames of it that were handed out. `Cpu`: highest priority. `Interrupt`: the message
+    /// that its device has to send, address in the low half, data in the high one; 0 without
+    /// [`Role::Source`]. `Device`: 0, or the [`Stopped`] word. Otherwise 0.
     pub more: u64,
 }
 
@@ -208,6 +214,15 @@ pub enum Role {
     /// `Endpoint` to nothing: the server that took messages from it is being replaced. A caller
     /// whose message that server took hears `Restarted` when the reply object goes.
     Server = 5,
+    /// `Device` to `AddressSpace`: the only function of the capability reaches memory through that
+    /// *dma* space. Until then, and untied, it reaches none.
+    Dma = 6,
+    /// `Interrupt` to `Device`: a message, the only one of its capability, is what that function,
+    /// the only one of its, may send.
+    Source = 7,
+    /// `Notification` to `Device`: the capability's badge is signalled when the IOMMU stops the
+    /// function. Only while the function is attached through that capability.
+    Stops = 8,
 }
 
 impl Role {
@@ -220,6 +235,9 @@ impl Role {
             3 => Some(Role::Run),
             4 => Some(Role::Line),
             5 => Some(Role::Server),
+            6 => Some(Role::Dma),
+            7 => Some(Role::Source),
+            8 => Some(Role::Stops),
             _ => None,
         }
     }
@@ -240,6 +258,45 @@ impl InterruptOp {
             0 => Some(InterruptOp::Acknowledge),
             _ => None,
         }
+    }
+}
+
+/// ISA lines are the interrupts below this number.
+pub const LINES_ISA: u64 = 16;
+/// One past the last interrupt.
+pub const LINES: u64 = 128;
+/// PCI functions of a segment.
+pub const FUNCTIONS: u64 = 1 << 16;
+
+/// Why the IOMMU stopped a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// The address it used, a multiple of 4 KiB.
+    pub address: u64,
+    /// It wanted to write.
+    pub write: bool,
+    /// The IOMMU's own number for what was wrong, not 0: Intel VT-d specification, appendix A; AMD
+    /// IOMMU specification, 2.5, the event code.
+    pub reason: u8,
+}
+
+impl Stopped {
+    /// As one word, not 0.
+    pub const fn word(self) -> u64 {
+        let reason = if self.reason == 0 { 0xff } else { self.reason };
+        self.address & !0xfff | (self.write as u64) << 8 | reason as u64
+    }
+
+    /// From a word: `None` for 0, not stopped.
+    pub const fn from_word(word: u64) -> Option<Stopped> {
+        if word == 0 {
+            return None;
+        }
+        Some(Stopped {
+            address: word & !0xfff,
+            write: word >> 8 & 1 != 0,
+            reason: word as u8,
+        })
     }
 }
 

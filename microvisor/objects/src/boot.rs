@@ -11,7 +11,7 @@ use crate::thread::{State, THREAD_FRAMES, Thread};
 use crate::translate::{AddressSpace, Format, Leaf, SPACE_FRAMES};
 use microvisor_abi::archive::Archive;
 use microvisor_abi::boot::{self, Info, MEMORIES, MemoryRange};
-use microvisor_abi::cap::{Map, PRIORITY_MAX};
+use microvisor_abi::cap::{FUNCTIONS, Map, PRIORITY_MAX};
 use microvisor_abi::{FRAME, Kind, Rights, SpaceKind};
 
 /// What the core hands to root, besides memory.
@@ -154,6 +154,10 @@ impl<M: Machine> Kernel<M> {
         self.give(
             place.at(boot::SLOT_INTERRUPTS),
             Slot::original(Kind::Interrupt, (LINES as u64) << 32),
+        );
+        self.give(
+            place.at(boot::SLOT_DEVICES),
+            Slot::original(Kind::Device, FUNCTIONS << 32),
         );
         let cpus = Slot::original(Kind::Cpu, (self.cpu_count as u64) << 32);
         self.give(

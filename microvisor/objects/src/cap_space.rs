@@ -159,7 +159,9 @@ impl<M: Machine> Kernel<M> {
             // What was made of it may all be gone: then the next `Retype` starts over.
             Kind::Memory if !self.arena.has_children(slot) => (cap.extra, 0),
             Kind::Memory => (cap.extra, cap.mark & 0xffff_ffff),
-            Kind::Interrupt | Kind::IoPorts => (cap.object, 0),
+            Kind::IoPorts => (cap.object, 0),
+            Kind::Interrupt => (cap.object, self.message_of(slot)),
+            Kind::Device => (cap.object, self.stopped_word(slot)),
             Kind::Cpu => (cap.object, cap.extra),
             _ => (0, 0),
         };
@@ -233,7 +235,7 @@ impl<M: Machine> Kernel<M> {
                 child.object = cap.object + badge;
                 child.order = order as u8;
             }
-            Kind::IoPorts | Kind::Interrupt | Kind::Cpu if badge != 0 => {
+            Kind::IoPorts | Kind::Interrupt | Kind::Device | Kind::Cpu if badge != 0 => {
                 let (first, count) = cap.range();
                 let (sub, length) = (badge & 0xffff_ffff, badge >> 32);
                 if length == 0 || sub < first || sub + length > first + count {

@@ -8,9 +8,9 @@ use crate::notification::Notification;
 use crate::slot::SlotRef;
 use microvisor_abi::Status;
 
-/// Lines that the core can bind: those of ISA. Others are beyond the capability that root has, so
-/// that nobody can name them.
-pub const LINES: usize = 16;
+/// Lines that the core can bind. Others are beyond the capability that root has, so that nobody can
+/// name them.
+pub const LINES: usize = microvisor_abi::cap::LINES as usize;
 
 /// One line's binding.
 #[derive(Clone, Copy, Debug)]
@@ -109,5 +109,6 @@ impl<M: Machine> Kernel<M> {
         for line in self.lines.iter_mut().filter(|l| l.owner == from) {
             line.owner = to;
         }
+        self.rename_device(from, to);
     }
 }

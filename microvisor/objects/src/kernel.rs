@@ -2,6 +2,7 @@
 
 use crate::arena::Arena;
 use crate::cap_space::CapSpace;
+use crate::device::{ATTACHED_MAX, Attachment, Source};
 use crate::endpoint::{Endpoint, Reply};
 use crate::id::{PhysAddr, Ref};
 use crate::interrupt::{LINES, Line};
@@ -24,6 +25,8 @@ pub struct Kernel<M> {
     pub machine: M,
     pub(crate) cpus: [Cpu; CPUS_MAX],
     pub(crate) lines: [Line; LINES],
+    pub(crate) sources: [Source; LINES],
+    pub(crate) attached: [Attachment; ATTACHED_MAX],
     pub(crate) cpu_count: usize,
     /// Ticks that a thread runs before its equals get their turn.
     pub(crate) slice: u64,
@@ -69,6 +72,8 @@ impl<M: Machine> Kernel<M> {
             machine,
             cpus: [const { Cpu::IDLE }; CPUS_MAX],
             lines: [Line::FREE; LINES],
+            sources: [Source::FREE; LINES],
+            attached: [Attachment::FREE; ATTACHED_MAX],
             cpu_count: 0,
             slice: u64::MAX,
             core_root: PhysAddr(0),
@@ -524,6 +529,25 @@ impl<M: Machine> Kernel<M> {
                 let note = self.object(me, to, Kind::Notification, Rights::SIGNAL)?;
                 let bits = self.arena.slot(self.cap(me, to)?).extra;
                 self.bind_line(owner, note, if bits != 0 { bits } else { 1 })
+            }
+            Role::Dma => {
+                let device = self.cap_of(me, what, Kind::Device, Rights::USE)?;
+                let space = self.optional(me, to, Kind::AddressSpace)?;
+                self.attach(device, space)
+            }
+            Role::Source => {
+                let interrupt = self.cap_of(me, what, Kind::Interrupt, Rights::USE)?;
+                let device = match to {
+                    0 => None,
+                    to => Some(self.cap_of(me, to, Kind::Device, Rights::USE)?),
+                };
+                self.bind_source(interrupt, device)
+            }
+            Role::Stops => {
+                let note = self.object(me, what, Kind::Notification, Rights::SIGNAL)?;
+                let bits = self.arena.slot(self.cap(me, what)?).extra;
+                let device = self.cap_of(me, to, Kind::Device, Rights::USE)?;
+                self.bind_stops(device, note, if bits != 0 { bits } else { 1 })
             }
             Role::Server => {
                 if to != 0 {

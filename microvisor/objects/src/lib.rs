@@ -6,7 +6,7 @@
 //! - `memory`, `translate`: retype, mappings, page tables, and what deleting a capability does;
 //! - `thread`, `sched`, `timer`, `endpoint`, `notification`: execution, time and communication;
 //! - `fast`: the common case of messages, short;
-//! - `vcpu`, `interrupt`: guests and lines, as far as they are objects;
+//! - `vcpu`, `interrupt`, `device`: guests, lines and devices, as far as they are objects;
 //! - `kernel`: the state that the lock guards and the one `match` over all calls.
 //!
 //! `unsafe` is in `arena` (and its slot accessors), in the one-line promises that object types make
@@ -18,6 +18,7 @@ pub mod boot;
 pub mod cap_space;
 #[cfg(debug_assertions)]
 pub mod check;
+pub mod device;
 pub mod endpoint;
 pub mod fast;
 pub mod id;
@@ -37,7 +38,7 @@ pub use arena::Arena;
 pub use fast::Handover;
 pub use id::{PhysAddr, Ref, VcpuArea};
 pub use kernel::{Config, Kernel};
-pub use machine::{Flush, GuestTables, Machine};
+pub use machine::{Answer, Ask, DmaTables, Flush, GuestTables, Machine};
 pub use thread::Thread;
 
 #[cfg(test)]

@@ -64,6 +64,58 @@ pub enum GuestTables {
     Ept,
 }
 
+/// The bit layout of translation tables of *dma* spaces, and what the IOMMU can do with them. They
+/// always have four levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DmaTables {
+    /// AMD's I/O page tables, otherwise Intel's second-level tables.
+    pub amd: bool,
+    /// Bits of an address that a device may use, at most 48.
+    pub bits: u8,
+    /// Log2 of the largest leaf: 12, 21 or 30.
+    pub largest: u8,
+}
+
+/// What an IOMMU is asked to do. It does what it is asked in order, and answers later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// A function's accesses go through the tables at `root`; what is cached of them is named by
+    /// `domain`. It was blocked before.
+    Attach {
+        /// Requester id.
+        function: u16,
+        /// From 1; no other function has it.
+        domain: u16,
+        /// Physical address of the root table.
+        root: PhysAddr,
+    },
+    /// A function reaches nothing any more, and nothing cached of it is left.
+    Block {
+        /// Requester id.
+        function: u16,
+        /// As when it was attached; 0 if it was not.
+        domain: u16,
+        /// Its further attempts are not reported.
+        quiet: bool,
+    },
+    /// Nothing cached of a domain is left.
+    Forget {
+        /// As when it was attached.
+        domain: u16,
+    },
+}
+
+/// Whether something that the IOMMU was asked is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is.
+    Done,
+    /// Not yet.
+    Waiting,
+    /// It has not answered for so long that it never will.
+    Never,
+}
+
 /// Hardware, as the objects see it.
 pub trait Machine {
     /// Absolute time in TSC ticks.
@@ -86,7 +138,7 @@ pub trait Machine {
     /// Layout of guest tables.
     fn guest_tables(&self) -> GuestTables;
 
-    /// Lets an interrupt line be delivered, or not.
+    /// Lets an ISA line be delivered, or not. A message cannot be held back.
     fn set_line(&self, line: u32, enabled: bool);
 
     /// True if guests can run.
@@ -118,4 +170,26 @@ pub trait Machine {
 
     /// The vCPU is about to be destroyed: forget cached state (FPU, VMCS) on every CPU.
     fn vcpu_forget(&self, vcpu: VcpuArea);
+
+    /// Tables of *dma* spaces; `None` without an IOMMU, and then nothing below is called but
+    /// `message`, `asked` and `answered`.
+    fn dma_tables(&self) -> Option<DmaTables>;
+
+    /// Asks the IOMMU. Never waits for its answer.
+    fn ask(&self, ask: Ask);
+
+    /// A number for all that was asked so far; later ones are not smaller.
+    fn asked(&self) -> u64;
+
+    /// Whether all that was asked when `asked` answered this is done. May wait for a few
+    /// microseconds.
+    fn answered(&self, ticket: u64) -> Answer;
+
+    /// Entries on the way from the table at `root` to `address` were written: makes an IOMMU see it
+    /// that does not look into caches of CPUs.
+    fn wrote_table(&self, root: PhysAddr, address: u64);
+
+    /// Lets a function, and nobody else, send a message that arrives as `line`; nobody for `None`.
+    /// Answers address and data << 32; 0 if that is not possible.
+    fn message(&self, line: u32, function: Option<u16>) -> u64;
 }

@@ -44,7 +44,7 @@ impl<M: Machine> Kernel<M> {
             Kind::CapSpace if size > 0 && size <= CAP_SPACE_FRAMES_MAX => size,
             Kind::AddressSpace => {
                 let space = SpaceKind::from_raw(size).ok_or(Status::InvalidArgument)?;
-                if space == SpaceKind::Dma {
+                if space == SpaceKind::Dma && self.machine.dma_tables().is_none() {
                     return Err(Status::Unsupported);
                 }
                 SPACE_FRAMES
@@ -143,6 +143,9 @@ impl<M: Machine> Kernel<M> {
         };
         cap.flags |= device;
         cap.order = if kind == Kind::Frame { size as u8 } else { 0 };
+        if kind == Kind::AddressSpace && size == SpaceKind::Dma as u64 {
+            cap.flags |= flag::IOMMU;
+        }
         if matches!(kind, Kind::Memory | Kind::Tables | Kind::CapSpace) {
             cap.extra = frames;
         }
@@ -258,18 +261,32 @@ impl<M: Machine> Kernel<M> {
         {
             return Err(invalid);
         }
-        check_address(kind, address, leaf.order).map_err(|status| (status, 0))?;
-        if c.has_flag(flag::MAPPED) && self.arena.alive(Ref::<AddressSpace>::from_raw(c.space)) {
+        let dma = self.machine.dma_tables().filter(|_| kind == SpaceKind::Dma);
+        if let Some(dma) = dma
+            && (leaf.order > dma.largest.into() || flags & Map::EXECUTE != 0)
+        {
+            return Err(invalid);
+        }
+        check_address(kind, dma, address, leaf.order).map_err(|status| (status, 0))?;
+        let mapped = self.arena.alive(Ref::<AddressSpace>::from_raw(c.space));
+        if c.has_flag(flag::MAPPED) && mapped || c.has_flag(flag::SETTLING) {
             return Err((Status::AlreadyMapped, 0));
         }
-        let format = format(kind, self.machine.guest_tables());
-        if let Some(table) = self.arena.map_leaf(space, format, address, leaf)? {
+        let format = format(kind, self.machine.guest_tables(), dma);
+        let replaced = self.arena.map_leaf(space, format, address, leaf)?;
+        self.wrote_table(space, address);
+        if let Some(table) = replaced {
             self.owe_page(space, address);
             self.pay();
-            self.arena.recycle_table(space, table);
+            if self.table_is_free(space) {
+                self.arena.recycle_table(space, table);
+            }
         }
         let c = self.arena.slot_mut(cap);
         c.flags |= flag::MAPPED;
+        if kind == SpaceKind::Dma {
+            c.flags |= flag::IOMMU;
+        }
         c.space = space.raw();
         c.address = address;
         Ok(())
@@ -288,26 +305,35 @@ impl<M: Machine> Kernel<M> {
         if !matches!(c.kind(), Kind::Frame | Kind::Thread | Kind::Vcpu) {
             return Err(Status::WrongKind);
         }
-        let slot = self.arena.slot_mut(cap);
-        slot.flags &= !flag::MAPPED;
-        slot.space = 0;
         if !c.has_flag(flag::MAPPED) {
             return Err(Status::NotMapped);
         }
         let space = Ref::<AddressSpace>::from_raw(c.space);
+        if !c.has_flag(flag::SETTLING) {
+            self.clear_mapping(&c, space);
+        }
         // A space that was destroyed took its translations with it.
+        let was = self.arena.alive(space) || c.has_flag(flag::SETTLING);
+        self.settle(cap)?;
+        let slot = self.arena.slot_mut(cap);
+        slot.flags &= !flag::MAPPED;
+        slot.space = 0;
+        if was { Ok(()) } else { Err(Status::NotMapped) }
+    }
+
+    fn clear_mapping(&mut self, c: &Slot, space: Ref<AddressSpace>) {
         let Some(s) = self.arena.get(space) else {
-            return Err(Status::NotMapped);
+            return;
         };
         let kind = s.kind();
         let (base, order) = match c.kind() {
             Kind::Frame => (PhysAddr(c.object), c.order as u32),
             _ => (c.object::<Thread>().buffer(), 12),
         };
-        let format = format(kind, self.machine.guest_tables());
+        let format = format(kind, self.machine.guest_tables(), self.machine.dma_tables());
         self.arena.unmap_leaf(space, format, c.address, base, order);
+        self.wrote_table(space, c.address);
         self.owe_page(space, c.address);
-        Ok(())
     }
 
     /// Notes a flush that must be made before anything can be made of the memory that is taken
@@ -323,7 +349,7 @@ impl<M: Machine> Kernel<M> {
         }
     }
 
-    /// CPUs must forget what they cached for a page of a space that exists.
+    /// CPUs, or the IOMMU, must forget what they cached for a page of a space that exists.
     fn owe_page(&mut self, space: Ref<AddressSpace>, address: u64) {
         let Some(s) = self.arena.get(space) else {
             return;
@@ -335,10 +361,11 @@ impl<M: Machine> Kernel<M> {
         let root = s.root;
         let flush = match s.kind() {
             SpaceKind::Host => Flush::HostPage { root, address },
-            SpaceKind::Guest | SpaceKind::Dma => Flush::GuestSpace {
+            SpaceKind::Guest => Flush::GuestSpace {
                 root,
                 cpus: s.cpus.load(Ordering::SeqCst),
             },
+            SpaceKind::Dma => return self.forget_translations(space),
         };
         self.owe(flush);
     }
@@ -350,8 +377,12 @@ impl<M: Machine> Kernel<M> {
             return Err(Status::Busy);
         }
         self.arena.fill_space(space, PhysAddr(t.object), t.extra);
+        let kind = self.arena.get(space).map(AddressSpace::kind);
         let slot = self.arena.slot_mut(tables);
         slot.flags |= flag::DONATED;
+        if kind == Some(SpaceKind::Dma) {
+            slot.flags |= flag::IOMMU;
+        }
         slot.space = space.raw();
         Ok(())
     }
@@ -445,15 +476,26 @@ impl<M: Machine> Kernel<M> {
             && cap.has_flag(flag::MAPPED)
             && matches!(cap.kind(), Kind::Frame | Kind::Thread | Kind::Vcpu)
         {
-            let _ = self.take_mapping(slot);
+            let taken = self.take_mapping(slot);
+            if let Err(Status::Again | Status::Timeout) = taken {
+                return taken;
+            }
         }
         match cap.kind() {
             // Remembered by the CPUs whose threads run it.
             Kind::Vcpu => self.owe(Flush::Quiesce),
             Kind::IoPorts => self.take_ports_back(&cap),
-            Kind::Interrupt => self.unbind_lines(slot),
+            Kind::Interrupt => {
+                self.unbind_lines(slot);
+                self.unbind_sources(slot);
+            }
+            Kind::Device => {
+                self.detach_device(slot);
+                self.unbind_sources(slot);
+            }
             Kind::Tables if cap.has_flag(flag::DONATED) => {
                 self.destroy_space(Ref::from_raw(cap.space));
+                self.settle(slot)?;
             }
             _ => {}
         }
@@ -461,7 +503,10 @@ impl<M: Machine> Kernel<M> {
             return Ok(());
         }
         match cap.kind() {
-            Kind::AddressSpace => self.destroy_space(cap.object()),
+            Kind::AddressSpace => {
+                self.destroy_space(cap.object());
+                self.settle(slot)?;
+            }
             Kind::Thread => self.destroy_thread(cap.object()),
             Kind::SchedContext => {
                 let sched = cap.object::<crate::sched::SchedContext>();
@@ -511,10 +556,11 @@ impl<M: Machine> Kernel<M> {
         match kind {
             SpaceKind::Host => self.machine.flush(Flush::HostSpace { root }),
             // Every CPU: one may be on its way into a space that it never ran before.
-            SpaceKind::Guest | SpaceKind::Dma => self.owe(Flush::GuestSpace {
+            SpaceKind::Guest => self.owe(Flush::GuestSpace {
                 root,
                 cpus: u64::MAX,
             }),
+            SpaceKind::Dma => self.detach_all(space),
         }
     }
 

@@ -43,6 +43,10 @@ pub mod flag {
     pub const DONATED: u8 = 8;
     /// `CapSpace` being emptied before it is destroyed.
     pub const DYING: u8 = 16;
+    /// What it names is in an IOMMU's reach: see `Kernel::settle`.
+    pub const IOMMU: u8 = 32;
+    /// It was taken back, and `mark` is the ticket to wait for.
+    pub const SETTLING: u8 = 64;
 }
 
 /// One capability. 64 bytes, so that a frame holds 64.
@@ -66,7 +70,8 @@ pub struct Slot {
     /// `Endpoint`, `Notification`: badge. `Memory`, `Tables`, `CapSpace`: frames. `Cpu`: highest
     /// priority.
     pub(crate) extra: u64,
-    /// `Memory`: frames handed out (low half), frames zeroed ahead of that (high half).
+    /// `Memory`: frames handed out (low half), frames zeroed ahead of that (high half). With
+    /// `SETTLING`: a ticket.
     pub(crate) mark: u64,
     /// Mapping: the address space, as a raw `Ref`.
     pub(crate) space: u64,

@@ -1,4 +1,4 @@
-//! Address spaces: translation trees for components and guests, made of donated tables.
+//! Address spaces: translation trees for components, guests and devices, made of donated tables.
 //!
 //! Entries are written by single aligned stores, top down when a path is built, so that a walker
 //! sees either the old or the new mapping. Tables come from the space's own pool; a map that needs
@@ -6,7 +6,7 @@
 
 use crate::arena::{Arena, Object};
 use crate::id::{FrameKind, PhysAddr, Ref};
-use crate::machine::GuestTables;
+use crate::machine::{DmaTables, GuestTables};
 use core::sync::atomic::AtomicU64;
 use microvisor_abi::cap::Map;
 use microvisor_abi::{SpaceKind, Status, USER_END};
@@ -58,6 +58,10 @@ pub(crate) enum Format {
     Npt,
     /// Intel EPT (SDM vol. 3, 29.3.2).
     Ept,
+    /// Intel second-level tables (VT-d specification 3.3, 9.8).
+    VtD,
+    /// AMD I/O page tables (AMD IOMMU specification 3.08, 2.2.3).
+    AmdVi,
 }
 
 /// What a leaf says.
@@ -76,18 +80,29 @@ pub(crate) struct Leaf {
 impl Format {
     fn present(self, entry: u64) -> bool {
         match self {
-            Format::Host | Format::Npt => entry & 1 != 0,
+            Format::Host | Format::Npt | Format::AmdVi => entry & 1 != 0,
             Format::Ept => entry & 7 != 0,
+            Format::VtD => entry & 3 != 0,
         }
     }
 
     fn is_leaf(self, entry: u64, level: u32) -> bool {
-        level == 1 || entry & (1 << 7) != 0
+        level == 1
+            || match self {
+                // The level of the table that it points to.
+                Format::AmdVi => entry >> 9 & 7 == 0,
+                _ => entry & (1 << 7) != 0,
+            }
     }
 
-    fn table(self, table: PhysAddr) -> u64 {
-        // Present, writable, user for x86 layouts; read, write, execute for EPT: the same bits.
-        table.0 | 7
+    /// An entry of a table of `level`.
+    fn table(self, table: PhysAddr, level: u32) -> u64 {
+        match self {
+            // Present, writable, user for x86 layouts; read, write, execute for EPT: the same bits.
+            Format::Host | Format::Npt | Format::Ept => table.0 | 7,
+            Format::VtD => table.0 | 3,
+            Format::AmdVi => table.0 | u64::from(level - 1) << 9 | 1 | 3 << 61,
+        }
     }
 
     fn leaf(self, leaf: Leaf) -> u64 {
@@ -118,16 +133,24 @@ impl Format {
                 let memory_type = if leaf.device { 0 } else { 6 << 3 };
                 leaf.base.0 | 1 | write | execute | memory_type | large | 1 << 8 | 1 << 9
             }
+            Format::VtD => leaf.base.0 | 1 | write | large,
+            // IR, IW; FC (coherent) but for devices.
+            Format::AmdVi => {
+                let coherent = if leaf.device { 0 } else { 1 << 60 };
+                leaf.base.0 | 1 | coherent | 1 << 61 | write << 61
+            }
         }
     }
 }
 
 /// The format of a space's tables on this machine.
-pub(crate) fn format(kind: SpaceKind, guest: GuestTables) -> Format {
+pub(crate) fn format(kind: SpaceKind, guest: GuestTables, dma: Option<DmaTables>) -> Format {
     match (kind, guest) {
         (SpaceKind::Guest, GuestTables::Npt) => Format::Npt,
         (SpaceKind::Guest, GuestTables::Ept) => Format::Ept,
-        (SpaceKind::Host | SpaceKind::Dma, _) => Format::Host,
+        (SpaceKind::Host, _) => Format::Host,
+        (SpaceKind::Dma, _) if dma.is_some_and(|dma| dma.amd) => Format::AmdVi,
+        (SpaceKind::Dma, _) => Format::VtD,
     }
 }
 
@@ -136,12 +159,18 @@ fn index(address: u64, level: u32) -> u64 {
 }
 
 /// Checks an address for a kind of space: canonical lower half for components, four levels for
-/// guests, aligned to the leaf.
-pub(crate) fn check_address(kind: SpaceKind, address: u64, order: u32) -> Result<(), Status> {
+/// guests, what the IOMMU can do for devices; aligned to the leaf.
+pub(crate) fn check_address(
+    kind: SpaceKind,
+    dma: Option<DmaTables>,
+    address: u64,
+    order: u32,
+) -> Result<(), Status> {
     let size = 1u64 << order;
     let end = match kind {
         SpaceKind::Host => USER_END,
-        SpaceKind::Guest | SpaceKind::Dma => 1 << 48,
+        SpaceKind::Guest => 1 << 48,
+        SpaceKind::Dma => 1 << dma.map_or(0, |dma| dma.bits),
     };
     let fits = address.checked_add(size).is_some_and(|last| last <= end);
     if fits && address.is_multiple_of(size) {
@@ -282,12 +311,12 @@ impl Arena {
             if step == 0 {
                 first = table;
             } else {
-                self.write(place, format.table(table));
+                self.write(place, format.table(table, at - step as u32));
             }
             place = table.add(index(address, at - 1 - step as u32) * 8);
         }
         self.write(place, value);
-        self.write(top, format.table(first));
+        self.write(top, format.table(first, at));
         Ok(None)
     }
 

@@ -46,6 +46,7 @@ impl State {
         let mut child = cap.clone();
         child.original = false;
         child.mapped = None;
+        child.settling = false;
         Ok(child)
     }
 
@@ -134,8 +135,14 @@ impl State {
             };
             self.at_mut(parent).children.iter_mut().for_each(rename);
         }
-        for line in self.lines.values_mut().filter(|line| line.owner == from) {
-            line.owner = to;
+        let lines = self.lines.values_mut().map(|line| &mut line.owner);
+        let devices = self.devices.values_mut().map(|device| &mut device.owner);
+        let sources = self.sources.values_mut();
+        let sources = sources.flat_map(|s| [&mut s.interrupt, &mut s.device]);
+        for name in lines.chain(devices).chain(sources) {
+            if *name == from {
+                *name = to;
+            }
         }
         self.caps.insert(to, cap);
     }
@@ -149,7 +156,8 @@ impl State {
     /// space is not revoking what it gave away), and spaces whose own name was in it live on, dead,
     /// below their memory.
     ///
-    /// `Again`: some of this was done. The same call goes on.
+    /// `Again`: some of this was done. The same call goes on. `Timeout`: as far as it could be done;
+    /// what an IOMMU may still reach, which does not answer, stays.
     pub(crate) fn delete(&mut self, me: u64, a: [u64; 6], itself: bool) -> Checked<()> {
         let place = self.place(me, a[0], a[1])?;
         self.remove_below(place, itself);
@@ -303,6 +311,11 @@ impl State {
                     highest,
                     ..
                 } => (told.number, told.more) = (first | count << 32, highest),
+            }
+            match told.kind {
+                Kind::Interrupt => told.more = self.message_of(place),
+                Kind::Device => told.more = self.attached(place).map_or(0, |d| d.stopped),
+                _ => {}
             }
         }
         self.thread_mut(me).words[..3].copy_from_slice(&told.words());

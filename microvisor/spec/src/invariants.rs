@@ -3,7 +3,7 @@
 
 use crate::state::*;
 use microvisor_abi::cap::Map;
-use microvisor_abi::{Kind, Rights};
+use microvisor_abi::{Kind, Rights, SpaceKind};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What an invariant answers: what is wrong, if anything.
@@ -549,6 +549,29 @@ pub fn nothing_dangles(s: &State) -> Holds {
         let fine = s.caps.contains_key(&line.owner)
             && alive(line.to.map(|(to, _)| to), Kind::Notification);
         holds(fine, || format!("line {number} dangles"))?;
+    }
+    for (function, d) in &s.devices {
+        let owner = s.caps.get(&d.owner).is_some_and(|cap| {
+            matches!(cap.what, What::Range { kind: Kind::Device, first, count: 1, .. } if first == *function)
+                && cap.mapped == Some((d.space, 0))
+        });
+        let dma = s
+            .spaces
+            .get(&d.space)
+            .is_some_and(|s| s.kind == SpaceKind::Dma);
+        let fine = owner && dma && alive(d.tell.map(|(to, _)| to), Kind::Notification);
+        holds(fine, || {
+            format!("function {function:#x} reaches what it was not given")
+        })?;
+    }
+    for (line, source) in &s.sources {
+        let names = [(source.interrupt, *line), (source.device, source.function)];
+        let fine = names.iter().all(|(place, number)| {
+            s.caps.get(place).is_some_and(
+                |cap| matches!(cap.what, What::Range { first, count: 1, .. } if first == *number),
+            )
+        });
+        holds(fine, || format!("message {line} is sent by nobody's right"))?;
     }
     for cpu in &s.cpus {
         holds(alive(cpu.current, Kind::Thread), || "a CPU dangles".into())?;

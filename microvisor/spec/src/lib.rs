@@ -12,6 +12,7 @@
 //! | [`time`] | `SchedSet`; who runs when |
 //! | [`ipc`] | `Call`, `Receive`, `Reply`, `ReplyReceive`, `Signal`, `Wait` |
 //! | [`thread`] | `ThreadConfigure`, `ThreadControl`, `Bind` |
+//! | [`device`] | `Bind` of devices and their messages |
 //! | [`guest`] | `VcpuRun`, `VcpuControl`, `InterruptControl`, `PortsGrant` |
 //! | [`statuses`] | which call may answer what |
 //! | [`invariants`] | what always holds |
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod derive;
+pub mod device;
 pub mod guest;
 pub mod invariants;
 pub mod ipc;
@@ -73,6 +75,13 @@ pub enum Event {
     Interrupt {
         /// The line.
         line: u64,
+    },
+    /// The IOMMU blocks an access of a function.
+    DeviceFault {
+        /// Which.
+        function: u64,
+        /// A `cap::Stopped` word.
+        why: u64,
     },
     /// The current thread faults.
     Fault {
@@ -135,6 +144,7 @@ pub fn event(before: &State, event: Event) -> State {
         Event::Timer { cpu } => state.timer(cpu),
         Event::Reschedule { cpu } => state.reschedule(cpu),
         Event::Interrupt { line } => state.interrupt(line),
+        Event::DeviceFault { function, why } => state.device_fault(function, why),
         Event::Fault { cpu, fault } => {
             if let Some(thread) = state.cpus[cpu].current {
                 state.stop_with_fault(thread, fault);

@@ -28,6 +28,7 @@ impl State {
             (Kind::Tables, 1..=512) => one(size),
             (Kind::CapSpace, 1..=4096) => one(size),
             (Kind::AddressSpace, 0 | 1) => one(2),
+            (Kind::AddressSpace, 2) if self.machine.dma.is_some() => one(2),
             (Kind::AddressSpace, 2) => Err(Status::Unsupported),
             (Kind::Thread, 0) => one(2),
             (Kind::Vcpu, 0) if self.machine.virtualisation => one(self.machine.vcpu_frames),
@@ -124,6 +125,7 @@ impl State {
             rights: Rights::ALL.0,
             original: true,
             mapped: None,
+            settling: false,
             parent: None,
             children: Vec::new(),
         };
@@ -179,7 +181,7 @@ impl State {
     /// or a `Vcpu`'s state page at 4 KiB, in a host space, never executable. One mapping a
     /// capability. Nothing changes unless the call succeeds.
     /// - `InvalidArgument`: flags that do not exist or without `READ`; writable and executable
-    ///   at once in a host space; an address that is not aligned to the size or beyond the space.
+    ///   at once in a host space; executable, or larger than 2 MiB, in a *dma* space; an address that is not aligned to the size or beyond the space.
     /// - `NoRight`: the capability does not allow this access (`USE` for pages of objects).
     /// - `WrongKind`: it names nothing that can be mapped.
     /// - `AlreadyMapped`: by this capability, elsewhere or here.
@@ -241,11 +243,26 @@ impl State {
             _ => return Err(Status::WrongKind),
         };
         require(!host || flags & both != both, invalid)?;
-        let end = if host { USER_END } else { 1 << 48 };
+        let dma = kind == SpaceKind::Dma;
+        // Only CPUs have caches that device memory must stay out of.
+        let leaf = Leaf {
+            device: leaf.device && !dma,
+            ..leaf
+        };
+        require(
+            !dma || flags & Map::EXECUTE == 0 && leaf.order <= 21,
+            invalid,
+        )?;
+        let end = match kind {
+            SpaceKind::Host => USER_END,
+            SpaceKind::Guest => 1 << 48,
+            SpaceKind::Dma => 1 << self.machine.dma.unwrap_or(0),
+        };
         let size = 1u64 << leaf.order;
         let fits = address.checked_add(size).is_some_and(|last| last <= end);
         require(fits && address.is_multiple_of(size), invalid)?;
-        require(cap.mapped.is_none(), Status::AlreadyMapped)?;
+        let free = cap.mapped.is_none() && !cap.settling;
+        require(free, Status::AlreadyMapped)?;
         Ok(leaf)
     }
 
@@ -288,7 +305,8 @@ impl State {
     }
 
     /// `Unmap(cap)`. `WrongKind`: it names nothing that can be mapped. `NotMapped`: it is not, or
-    /// its space is gone.
+    /// its space is gone. `Again`: an IOMMU has still to answer, and the same call asks it again;
+    /// `Timeout`: it never will.
     pub(crate) fn unmap(&mut self, me: u64, a: [u64; 6]) -> Checked<()> {
         let place = self.cap(me, a[0])?;
         let mappable = matches!(
@@ -296,7 +314,9 @@ impl State {
             Kind::Frame | Kind::Thread | Kind::Vcpu
         );
         require(mappable, Status::WrongKind)?;
-        require(self.at(place).mapped.is_some(), Status::NotMapped)?;
+        let settling = std::mem::take(&mut self.at_mut(place).settling);
+        let there = self.at(place).mapped.is_some() || settling;
+        require(there, Status::NotMapped)?;
         self.unmap_cap(place);
         Ok(())
     }
@@ -332,7 +352,8 @@ impl State {
     }
 
     /// What the end of a capability does. Capability spaces are not handled here.
-    /// - Its mapping goes, or its grant of ports, or the lines bound through it.
+    /// - Its mapping goes, or its grant of ports, or the lines and messages bound through it; a function
+    ///   attached through it reaches nothing any more.
     /// - Tables that were given take the space with them: it lived in them.
     /// - The original ends the object; whoever waits for it hears `Aborted`.
     pub(crate) fn finalise(&mut self, place: Place) {
@@ -351,7 +372,16 @@ impl State {
             What::Range {
                 kind: Kind::Interrupt,
                 ..
-            } => self.unbind_lines(place),
+            } => {
+                self.unbind_lines(place);
+                self.unbind_sources(place);
+            }
+            What::Range {
+                kind: Kind::Device, ..
+            } => {
+                self.detach_device(place);
+                self.unbind_sources(place);
+            }
             What::Tables { to: Some(to), .. } => self.destroy(Kind::AddressSpace, to),
             _ => self.unmap_cap(place),
         }
@@ -445,9 +475,15 @@ impl State {
                 _ => {}
             }
         }
+        if kind == Kind::AddressSpace {
+            self.devices.retain(|_, device| device.space != object);
+        }
         if kind == Kind::Notification {
             for line in self.lines.values_mut() {
                 line.to = line.to.filter(|(to, _)| *to != object);
+            }
+            for device in self.devices.values_mut() {
+                device.tell = device.tell.filter(|(to, _)| *to != object);
             }
         }
     }

@@ -63,9 +63,9 @@ pub enum What {
         /// `Endpoint`, `Notification`: the badge, 0 for none. `CapSpace`: its frames.
         number: u64,
     },
-    /// `Interrupt`, `IoPorts`, `Cpu`: a range of numbers.
+    /// `Interrupt`, `IoPorts`, `Device`, `Cpu`: a range of numbers.
     Range {
-        /// Which of the three.
+        /// Which of the four.
         kind: Kind,
         /// First number.
         first: u64,
@@ -85,8 +85,11 @@ pub struct Cap {
     pub rights: u8,
     /// Made by `Retype` or at boot: the object lives as long as this capability.
     pub original: bool,
-    /// The mapping made with it: address space and address. Of `IoPorts`: who has them.
+    /// The mapping made with it: address space and address. Of `IoPorts`: who has them. Of `Device`:
+    /// what it is attached to.
     pub mapped: Option<(Frame, u64)>,
+    /// It was unmapped, but an IOMMU has not said yet that it cached nothing.
+    pub settling: bool,
     /// What it was derived from.
     pub parent: Option<Place>,
     /// What was derived from it, newest first.
@@ -338,6 +341,30 @@ pub struct Line {
     pub to: Option<(Frame, u64)>,
 }
 
+/// A function that reaches memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Device {
+    /// The capability through which it was attached.
+    pub owner: Place,
+    /// What it reaches.
+    pub space: Frame,
+    /// Who is told when it is stopped, and the bits.
+    pub tell: Option<(Frame, u64)>,
+    /// Why it was stopped, 0 if it was not.
+    pub stopped: u64,
+}
+
+/// Who may send a message.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// The `Interrupt` capability through which it was bound.
+    pub interrupt: Place,
+    /// The `Device` capability.
+    pub device: Place,
+    /// That function.
+    pub function: u64,
+}
+
 /// What one CPU is doing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Cpu {
@@ -360,8 +387,12 @@ pub struct Machine {
     pub virtualisation: bool,
     /// Frames of a vCPU.
     pub vcpu_frames: u64,
-    /// Interrupt lines.
+    /// Interrupt lines, messages included.
     pub lines: u64,
+    /// Bits of an address in a *dma* space, if there is an IOMMU.
+    pub dma: Option<u8>,
+    /// A message without its line.
+    pub message: u64,
 }
 
 /// Everything.
@@ -393,6 +424,10 @@ pub struct State {
     pub lines: BTreeMap<u64, Line>,
     /// Lines that may interrupt.
     pub enabled: BTreeSet<u64>,
+    /// Functions that reach memory.
+    pub devices: BTreeMap<u64, Device>,
+    /// Messages that may be sent.
+    pub sources: BTreeMap<u64, Source>,
     /// CPUs.
     pub cpus: Vec<Cpu>,
 }

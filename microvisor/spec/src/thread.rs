@@ -165,6 +165,8 @@ impl State {
     ///   what was there; cannot be untied.
     /// - `Run`: bits of the notification (`WAIT`) end runs of the vCPU. `Busy` as above.
     /// - `Line`: [`State::bind_line`].
+    /// - `Dma`, `Source`, `Stops`: [`State::attach`], [`State::bind_source`], [`State::bind_stops`].
+    ///   `Again`, `Timeout`: the IOMMU has still to answer what it was asked before, or never will.
     /// - `Server`: the endpoint's (`MANAGE`) server is replaced. `InvalidArgument`: `to` is not 0.
     pub(crate) fn bind(&mut self, me: Frame, a: [u64; 6]) -> Checked<()> {
         let [what, to, role, ..] = a;
@@ -222,6 +224,24 @@ impl State {
                     to => Some(self.signalled(me, to)?),
                 };
                 self.bind_line(owner, to)
+            }
+            Role::Dma => {
+                let device = self.cap_of(me, what, Kind::Device, Rights::USE)?;
+                let space = self.optional(me, to, Kind::AddressSpace)?;
+                self.attach(device, space)
+            }
+            Role::Source => {
+                let interrupt = self.cap_of(me, what, Kind::Interrupt, Rights::USE)?;
+                let device = match to {
+                    0 => None,
+                    to => Some(self.cap_of(me, to, Kind::Device, Rights::USE)?),
+                };
+                self.bind_source(interrupt, device)
+            }
+            Role::Stops => {
+                let tell = self.signalled(me, what)?;
+                let device = self.cap_of(me, to, Kind::Device, Rights::USE)?;
+                self.bind_stops(device, tell)
             }
             Role::Server => {
                 require(to == 0, Status::InvalidArgument)?;

@@ -1,5 +1,6 @@
 //! What capabilities allow, and how they are copied, revoked and end.
 
+use microvisor_abi::cap::LINES;
 use microvisor_abi::cap::Map;
 use microvisor_abi::{Call, Kind, Rights, Status};
 use microvisor_objects::Flush;
@@ -129,11 +130,11 @@ fn ports_of_a_vcpu_come_and_go_with_their_capability() {
 #[test]
 fn lines_that_do_not_exist_cannot_be_named() {
     let mut w = World::new();
-    let beyond = [6, 0, 500, 0xff, 16 | (1 << 32), 0];
+    let beyond = [6, 0, 500, 0xff, LINES | (1 << 32), 0];
     assert_eq!(w.call(Call::Copy, &beyond).0, Status::InvalidArgument);
-    let all = w.call(Call::InterruptControl, &[6, 16, 0]).0;
+    let all = w.call(Call::InterruptControl, &[6, LINES, 0]).0;
     assert_eq!(all, Status::InvalidArgument);
-    w.ok(Call::Copy, &[6, 0, 500, 0xff, 15 | (1 << 32), 0]);
+    w.ok(Call::Copy, &[6, 0, 500, 0xff, (LINES - 1) | (1 << 32), 0]);
 }
 
 #[test]

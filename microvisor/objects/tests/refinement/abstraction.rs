@@ -39,6 +39,8 @@ pub fn abstraction(
             virtualisation: crate::machine::Machine::virtualisation(&kernel.machine),
             vcpu_frames: 2 + kernel.vcpu_frames,
             lines: crate::interrupt::LINES as u64,
+            dma: crate::machine::Machine::dma_tables(&kernel.machine).map(|dma| dma.bits),
+            message: 0xfee0_0000,
         },
         now,
         caps: BTreeMap::new(),
@@ -52,6 +54,8 @@ pub fn abstraction(
         vcpus: BTreeMap::new(),
         lines: BTreeMap::new(),
         enabled,
+        devices: BTreeMap::new(),
+        sources: BTreeMap::new(),
         cpus: vec![],
     };
     for frame in 0..kernel.arena.frames() {
@@ -59,6 +63,7 @@ pub fn abstraction(
     }
     reader.capabilities(&mut state)?;
     reader.lines(&mut state)?;
+    reader.devices(&mut state)?;
     for index in 0..kernel.cpu_count {
         let cpu = reader.cpu(index)?;
         state.cpus.push(cpu);
@@ -291,15 +296,17 @@ impl Reader<'_> {
             }
             // Read, write, not NX; uncached is PCD and PWT; user always.
             let write = if entry & 2 != 0 { 2 } else { 0 };
-            let execute = if entry >> 63 == 0 { 4 } else { 0 };
-            if entry & 4 == 0 {
+            // Second-level tables of VT-d have none of the others.
+            let dma = space.kind == SpaceKind::Dma;
+            let execute = if entry >> 63 == 0 && !dma { 4 } else { 0 };
+            if (entry & 4 == 0) != dma {
                 return Err(format!("{address:#x} is not for users"));
             }
             let leaf = spec::Leaf {
                 base: to.frame(),
                 order: (12 + 9 * (level - 1)) as u8,
                 access: 1 | write | execute,
-                device: entry & 0x18 == 0x18,
+                device: entry & 0x18 == 0x18 && !dma,
             };
             space.leaves.insert(address, leaf);
         }
@@ -451,7 +458,7 @@ impl Reader<'_> {
                 donated: slot.has_flag(flag::DONATED),
                 to: self.name(Ref::<AddressSpace>::from_raw(slot.space)),
             },
-            Kind::Interrupt | Kind::IoPorts | Kind::Cpu => spec::What::Range {
+            Kind::Interrupt | Kind::IoPorts | Kind::Device | Kind::Cpu => spec::What::Range {
                 kind,
                 first,
                 count,
@@ -463,8 +470,8 @@ impl Reader<'_> {
                 number: slot.extra,
             },
         };
-        let mapped = slot
-            .has_flag(flag::MAPPED)
+        let settling = slot.has_flag(flag::SETTLING) && kind == Kind::Frame;
+        let mapped = (slot.has_flag(flag::MAPPED) && !settling)
             .then(|| self.name(Ref::<AddressSpace>::from_raw(slot.space)))
             .flatten();
         let address = if kind == Kind::IoPorts {
@@ -477,6 +484,7 @@ impl Reader<'_> {
             rights: slot.rights.0,
             original: slot.has_flag(flag::ORIGINAL),
             mapped: mapped.map(|space| (space, address)),
+            settling,
             parent: None,
             children: vec![],
         })
@@ -490,6 +498,39 @@ impl Reader<'_> {
             let owner = self.place(state, line.owner)?;
             let to = self.name(line.notification).map(|n| (n, line.bits));
             state.lines.insert(number as u64, spec::Line { owner, to });
+        }
+        Ok(())
+    }
+
+    fn devices(&self, state: &mut spec::State) -> Result<(), String> {
+        for a in self.kernel.attached.iter().filter(|a| a.owner.is_some()) {
+            let device = spec::Device {
+                owner: self.place(state, a.owner)?,
+                space: self
+                    .name(a.space)
+                    .ok_or("attached to a space that is gone")?,
+                tell: self.name(a.note).map(|n| (n, a.bits)),
+                stopped: a.stopped,
+            };
+            if state.devices.insert(a.function.into(), device).is_some() {
+                return Err("a function is attached twice".into());
+            }
+        }
+        let senders = self.kernel.machine.0.senders.borrow();
+        for (line, source) in self.kernel.sources.iter().enumerate() {
+            let sender = senders.get(&(line as u32));
+            match (source.interrupt.is_some(), sender) {
+                (false, None) => {}
+                (true, Some(function)) => {
+                    let source = spec::Source {
+                        interrupt: self.place(state, source.interrupt)?,
+                        device: self.place(state, source.device)?,
+                        function: (*function).into(),
+                    };
+                    state.sources.insert(line as u64, source);
+                }
+                _ => return Err(format!("message {line}: the machine was not told")),
+            }
         }
         Ok(())
     }

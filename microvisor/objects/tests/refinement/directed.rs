@@ -4,6 +4,7 @@
 
 use super::driver::{Checked, Pair};
 use super::world::World;
+use crate::machine::Answer;
 use microvisor_abi::cap::Role;
 use microvisor_abi::message::{MessageInfo, RECEIVE_SLOTS, SEND_SLOTS};
 use microvisor_abi::{Call, FOREVER, Kind, Status};
@@ -359,6 +360,136 @@ fn a_frame_of_a_gibibyte() -> Checked<Pair> {
     Err("a frame of 1 GiB never gets ready".into())
 }
 
+/// Lines, waits that end early, a thread that has no space any more.
+fn what_chance_may_leave_out() -> Checked<Pair> {
+    let mut s = Story::begin(8192)?;
+    s.gets(0, Call::Unmap, &[499], Status::InvalidCap)?;
+    s.make(Kind::Notification, 0, 500)?;
+    s.ok(Call::Copy, &[6, 0, 501, 0xff, 4 | 1 << 32, 0])?;
+    s.ok(Call::Bind, &[501, 500, Role::Line as u64])?;
+    s.ok(Call::InterruptControl, &[501, 4, 0])?;
+    s.gets(0, Call::InterruptControl, &[500, 4, 0], Status::WrongKind)?;
+    s.thread(510, 15)?;
+    s.look(1)?;
+    s.blocks(1, Call::Wait, &[500, FOREVER])?;
+    s.ok(Call::ThreadControl, &[510, 2])?;
+    s.look(1)?;
+    s.blocks(1, Call::Wait, &[500, FOREVER])?;
+    s.ok(Call::Delete, &[0, 500])?;
+    s.look(1)?;
+    s.make(Kind::Thread, 0, 520)?;
+    s.gets(0, Call::ThreadControl, &[520, 0], Status::NotBound)?;
+    Ok(s.pair)
+}
+
+/// A machine without an IOMMU has no space for devices, but messages.
+fn without_an_iommu() -> Checked<Pair> {
+    let world = World::new();
+    world.seen.without_iommu.set(true);
+    let (ram, device) = (world.ram(), world.info.memories[1].slot.into());
+    let pair = Pair::new(world)?;
+    let mut s = Story { pair, ram, device };
+    let space = [s.ram, Kind::AddressSpace as u64 | 2 << 8, 0, 500 | 1 << 32];
+    s.gets(0, Call::Retype, &space, Status::Unsupported)?;
+    s.ok(Call::Copy, &[10, 0, 501, 0xff, 0x10 | 1 << 32, 0])?;
+    s.ok(Call::Copy, &[6, 0, 502, 0xff, 20 | 1 << 32, 0])?;
+    s.gets(
+        0,
+        Call::Bind,
+        &[501, 2, Role::Dma as u64],
+        Status::WrongKind,
+    )?;
+    s.ok(Call::Bind, &[502, 501, Role::Source as u64])?;
+    s.ok(Call::Inspect, &[0, 502])?;
+    Ok(s.pair)
+}
+
+/// A device is attached, stopped, and taken away; the IOMMU answers late, and then never.
+fn devices_and_their_iommu() -> Checked<Pair> {
+    let (dma, source, stops) = (Role::Dma as u64, Role::Source as u64, Role::Stops as u64);
+    let mut s = Story::begin(8192)?;
+    s.make(Kind::AddressSpace, 2, 500)?;
+    s.make(Kind::Tables, 4, 501)?;
+    s.ok(Call::Fill, &[500, 501])?;
+    s.make(Kind::Frame, 12, 502)?;
+    s.make(Kind::Frame, 12, 503)?;
+    s.make(Kind::Frame, 30, 504)
+        .err()
+        .ok_or("a frame of 1 GiB in so little memory")?;
+    s.make(Kind::Notification, 0, 505)?;
+    let device = |s: &mut Story, slot: u64, function: u64| {
+        s.ok(Call::Copy, &[10, 0, slot, 0xff, function | 1 << 32, 0])
+    };
+    device(&mut s, 510, 0x20)?;
+    let refused = Status::InvalidArgument;
+    s.gets(0, Call::Bind, &[10, 500, dma], refused)?;
+    s.gets(0, Call::Bind, &[505, 510, stops], Status::NotBound)?;
+    s.ok(Call::Bind, &[510, 500, dma])?;
+    s.gets(0, Call::Bind, &[510, 500, dma], Status::Busy)?;
+    s.ok(Call::Bind, &[505, 510, stops])?;
+    s.gets(0, Call::Map, &[502, 500, 0x1000, 5], refused)?;
+    s.gets(0, Call::Map, &[502, 500, 1 << 39, 3], refused)?;
+    s.ok(Call::Map, &[502, 500, 0x1000, 3])?;
+    s.ok(Call::Map, &[503, 500, 0x2000, 1])?;
+    let why = 0x5000 | 1;
+    s.pair.event(Event::DeviceFault {
+        function: 0x20,
+        why,
+    })?;
+    s.pair.event(Event::DeviceFault {
+        function: 0x21,
+        why,
+    })?;
+    s.ok(Call::Inspect, &[0, 510])?;
+    s.ok(Call::Wait, &[505, 0])?;
+    // A message: of the right capabilities, once.
+    s.ok(Call::Copy, &[6, 0, 520, 0xff, 20 | 1 << 32, 0])?;
+    s.ok(Call::Copy, &[6, 0, 521, 0xff, 4 | 1 << 32, 0])?;
+    s.gets(0, Call::Bind, &[521, 510, source], refused)?;
+    s.ok(Call::Bind, &[520, 510, source])?;
+    s.gets(0, Call::Bind, &[520, 510, source], Status::Busy)?;
+    s.ok(Call::Inspect, &[0, 520])?;
+    s.ok(Call::Move, &[0, 520, 0, 522])?;
+    s.ok(Call::Move, &[0, 510, 0, 511])?;
+    // As many functions as can be.
+    for function in 0..64 {
+        device(&mut s, 600 + function, 0x100 + function)?;
+        let want = if function < 63 {
+            Status::Ok
+        } else {
+            Status::NoMemory
+        };
+        s.gets(0, Call::Bind, &[600 + function, 500, dma], want)?;
+    }
+    s.ok(Call::Bind, &[511, 0, dma])?;
+    s.ok(Call::Bind, &[663, 500, dma])?;
+    s.ok(Call::Delete, &[0, 511])?;
+    s.ok(Call::Bind, &[600, 0, dma])?;
+    // It has not answered yet.
+    let again = Status::Again;
+    s.pair.world.seen.mute.set(Some(Answer::Waiting));
+    s.gets(0, Call::Unmap, &[502], again)?;
+    s.gets(0, Call::Map, &[502, 500, 0x3000, 3], Status::AlreadyMapped)?;
+    s.gets(0, Call::Unmap, &[502], again)?;
+    s.gets(0, Call::Delete, &[0, 503], again)?;
+    s.gets(0, Call::Bind, &[600, 500, dma], again)?;
+    s.pair.world.seen.mute.set(None);
+    s.ok(Call::Unmap, &[502])?;
+    s.ok(Call::Delete, &[0, 503])?;
+    s.ok(Call::Bind, &[600, 500, dma])?;
+    // It never will.
+    s.ok(Call::Map, &[502, 500, 0x1000, 3])?;
+    s.ok(Call::Bind, &[601, 0, dma])?;
+    s.pair.world.seen.mute.set(Some(Answer::Never));
+    let never = Status::Timeout;
+    s.gets(0, Call::Bind, &[601, 500, dma], never)?;
+    s.gets(0, Call::Unmap, &[502], never)?;
+    s.gets(0, Call::Delete, &[0, 502], never)?;
+    s.gets(0, Call::Delete, &[0, 500], never)?;
+    s.gets(0, Call::Revoke, &[0, s.ram], never)?;
+    Ok(s.pair)
+}
+
 /// The deepest derivation there is: a memory made of a memory, 65,535 times.
 fn as_deep_as_it_goes() -> Checked<Pair> {
     let mut s = Story::begin(16384)?;
@@ -411,6 +542,9 @@ pub const STORIES: &[(&str, Told)] = &[
     ("a_distant_deadline", a_distant_deadline),
     ("in_steps", in_steps),
     ("handed_up_in_steps", handed_up_in_steps),
+    ("what_chance_may_leave_out", what_chance_may_leave_out),
+    ("without_an_iommu", without_an_iommu),
+    ("devices_and_their_iommu", devices_and_their_iommu),
     ("a_frame_of_a_gibibyte", a_frame_of_a_gibibyte),
     ("as_deep_as_it_goes", as_deep_as_it_goes),
 ];

@@ -5,9 +5,10 @@
 use super::abstraction::abstraction;
 use super::world::World;
 use crate::id::{PhysAddr, Ref};
-use crate::machine::Flush;
+use crate::machine::{Ask, Flush};
 use crate::thread::Thread;
-use microvisor_abi::{Call, Kind, Status};
+use microvisor_abi::cap::Stopped;
+use microvisor_abi::{Call, Kind, SpaceKind, Status};
 use microvisor_spec::state::{Frame, Leaf, Place, State, What};
 use microvisor_spec::{Event, Request, event, invariants, statuses, step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +46,10 @@ pub struct Pair {
     /// What CPUs may have cached: by root table and address. Filled with every translation there
     /// is, emptied only by flushes.
     cached: BTreeMap<(u64, u64), Leaf>,
+    /// Root tables of the IOMMU's domains.
+    domains: BTreeMap<u16, u64>,
+    /// How much of what the IOMMU was asked was looked at.
+    heard: usize,
 }
 
 impl Pair {
@@ -61,6 +66,8 @@ impl Pair {
             armed: [u64::MAX; 2],
             enabled: BTreeSet::new(),
             cached: BTreeMap::new(),
+            domains: BTreeMap::new(),
+            heard: 0,
         };
         pair.look()?;
         invariants::check(&pair.state)?;
@@ -132,11 +139,16 @@ impl Pair {
         invariants::new_capabilities_come_from_old_ones(&before, &after)?;
         self.look()?;
         let again = Call::from_raw(number).is_some_and(|c| statuses::may_answer(c, Status::Again));
-        let answer = if again && status == Some(Status::Again) {
+        let mute = matches!(
+            Call::from_raw(number),
+            Some(Call::Delete | Call::Revoke | Call::Unmap | Call::Bind)
+        );
+        let open = status == Some(Status::Again) || mute && status == Some(Status::Timeout);
+        let answer = if again && open {
             // Part of the work is done; what, is the core's choice.
             self.adopt(&before, &after)?;
             stirred = true;
-            Some(Status::Again)
+            status
         } else {
             self.state = after;
             self.compare()?;
@@ -256,6 +268,12 @@ impl Pair {
                 self.world.kernel.line(line as u32);
                 Some(0)
             }
+            Event::DeviceFault { function, why } => {
+                self.world.seen.cpu.set(0);
+                let why = Stopped::from_word(why).ok_or("not stopped")?;
+                self.world.kernel.device_fault(function as u16, why);
+                Some(0)
+            }
             Event::Fault { cpu, fault } => {
                 self.world.seen.cpu.set(cpu);
                 self.world.kernel.fault(fault[0] as u8, fault[1], fault[2]);
@@ -372,13 +390,30 @@ impl Pair {
                 Flush::Quiesce => {}
             }
         }
+        let asked = self.world.seen.asked.borrow();
+        for ask in &asked[self.heard..] {
+            match *ask {
+                Ask::Attach { domain, root, .. } => {
+                    self.domains.insert(domain, root.frame());
+                }
+                Ask::Block { domain, .. } | Ask::Forget { domain } => {
+                    let root = self.domains.get(&domain);
+                    self.cached.retain(|(r, _), _| Some(r) != root);
+                }
+            }
+        }
+        self.heard = asked.len();
         Ok(())
     }
 
     /// No CPU can have cached a translation that is not there any more.
     fn nothing_stale(&mut self, real: &State) -> Checked {
         let mut now = BTreeMap::new();
-        for space in real.spaces.values() {
+        for (at, space) in &real.spaces {
+            let attached = real.devices.values().any(|device| device.space == *at);
+            if space.kind == SpaceKind::Dma && !attached {
+                continue;
+            }
             for (address, leaf) in &space.leaves {
                 now.insert((space.root, *address), *leaf);
             }
@@ -547,7 +582,7 @@ fn difference(spec: &State, real: &State) -> String {
             }
         )* };
     }
-    maps!(caps cap_spaces spaces threads scheds endpoints replies notifications vcpus lines);
+    maps!(caps cap_spaces spaces threads scheds endpoints replies notifications vcpus lines devices sources);
     if spec.cpus != real.cpus {
         out += &format!(
             "cpus:\n  specified {:x?}\n  real      {:x?}\n",

@@ -31,6 +31,8 @@ pub enum Deed {
     Line(u8),
     /// The current thread of a CPU faults.
     Fault(usize),
+    /// The IOMMU stops a function.
+    Stop(u8),
     /// The guest of a CPU exits.
     Exit(usize),
 }
@@ -47,6 +49,7 @@ pub fn story(most: usize) -> impl Strategy<Value = Vec<Deed>> {
         2 => cpu().prop_map(Deed::Look),
         1 => (0..6u8).prop_map(Deed::Line),
         1 => cpu().prop_map(Deed::Fault),
+        1 => (0x10..0x14u8).prop_map(Deed::Stop),
         3 => cpu().prop_map(Deed::Exit),
     ];
     proptest::collection::vec(deed, 1..most)
@@ -123,7 +126,7 @@ fn meaning(call: Call) -> [Means; 6] {
             Period,
         ],
         // `what` and `to` depend on the role; see `Words::word`.
-        Call::Bind => [Any, Any, Below(7), none, none, none],
+        Call::Bind => [Any, Any, Below(10), none, none, none],
         Call::Call => [Cap(Kind::Endpoint), Info, WORD, WORD, WORD, WORD],
         Call::Receive => {
             let endpoint = Cap(Kind::Endpoint);
@@ -306,6 +309,9 @@ impl Words<'_> {
                 1 | 2 => (Notification, Thread),
                 3 => (Notification, Vcpu),
                 4 => (Interrupt, Notification),
+                6 => (Device, AddressSpace),
+                7 => (Interrupt, Device),
+                8 => (Notification, Device),
                 _ => (Endpoint, Null),
             };
             out[0] = self.cap(Some(what), seeds[0]);
@@ -441,6 +447,10 @@ impl Pair {
                     self.event(Event::Fault { cpu, fault })?;
                 }
             }
+            Deed::Stop(function) => {
+                let (function, why) = (function.into(), 0x1000 | 1);
+                self.event(Event::DeviceFault { function, why })?;
+            }
             Deed::Exit(cpu) => {
                 let inside = |t: Frame| self.state.threads[&t].run != Run::No;
                 if self.current(cpu).is_some_and(inside) {
@@ -528,6 +538,12 @@ pub fn world(blind: bool) -> Checked<Pair> {
     p.ok(Call::Copy, &[6, 0, 212, 0xff, 4 | 2 << 32, 0])?;
     p.ok(Call::Copy, &[5, 0, 213, 0xff, 0x60 | 8 << 32, 0])?;
     p.ok(Call::Copy, &[7, 0, 214, 0xff, 2 << 32, 20])?;
+    // Devices, messages, and spaces for them.
+    p.ok(Call::Retype, &retype(Kind::AddressSpace, 2, 310, 2))?;
+    p.ok(Call::Copy, &[10, 0, 312, 0xff, 0x10 | 4 << 32, 0])?;
+    p.ok(Call::Copy, &[10, 0, 313, 0xff, 0x11 | 1 << 32, 0])?;
+    p.ok(Call::Copy, &[6, 0, 314, 0xff, 16 | 6 << 32, 0])?;
+    p.ok(Call::Copy, &[6, 0, 315, 0xff, 17 | 1 << 32, 0])?;
     for domain in 0..3u64 {
         let (caps, space, thread) = (100 + domain, 110 + domain, 120 + domain);
         let sched = 130 + domain;
@@ -552,6 +568,11 @@ pub fn world(blind: bool) -> Checked<Pair> {
         into(&mut p, 100 + (domain + 1) % 3, 30, 0)?;
         into(&mut p, 120 + (domain + 1) % 3, 31, 0)?;
         into(&mut p, 113, 32, 0)?;
+        for device in 0..6 {
+            into(&mut p, 310 + device, 33 + device, 0)?;
+        }
+        into(&mut p, 312, 39, (0x12 + domain / 2) | 1 << 32)?;
+        into(&mut p, 314, 60, (18 + domain / 2) | 1 << 32)?;
         let time = [sched, 7, domain / 2, 15, 1000, 1000];
         p.ok(Call::SchedSet, &time)?;
         p.ok(Call::Bind, &[sched, thread, 0])?;
@@ -568,10 +589,12 @@ pub fn world(blind: bool) -> Checked<Pair> {
     p.ok(Call::Move, &[0, 210, 100, 55])?;
     p.ok(Call::Move, &[0, device, 100, 56])?;
     // Tables for everybody, so that mapping is a matter of course.
-    p.ok(Call::Retype, &retype(Kind::Tables, 5, 220, 4))?;
+    p.ok(Call::Retype, &retype(Kind::Tables, 5, 220, 6))?;
     for domain in 0..4 {
         p.ok(Call::Fill, &[110 + domain, 220 + domain])?;
     }
+    p.ok(Call::Fill, &[310, 224])?;
+    p.ok(Call::Fill, &[311, 225])?;
     for domain in 0..3 {
         p.ok(Call::ThreadControl, &[120 + domain, 0])?;
     }

@@ -7,7 +7,8 @@ use microvisor_abi::boot::{Info, MemoryRange};
 use microvisor_abi::{Call, Kind, Status};
 use microvisor_objects::boot::Resources;
 use microvisor_objects::{
-    Arena, Config, Flush, GuestTables, Kernel, Machine, PhysAddr, Ref, Thread, VcpuArea,
+    Answer, Arena, Ask, Config, DmaTables, Flush, GuestTables, Kernel, Machine, PhysAddr, Ref,
+    Thread, VcpuArea,
 };
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -32,6 +33,15 @@ pub struct Seen {
     pub ports: RefCell<Vec<(u16, u32, bool)>>,
     /// What another CPU does while a call works on a vCPU.
     pub meanwhile: RefCell<Option<Box<dyn Fn()>>>,
+    /// There is no IOMMU.
+    pub without_iommu: Cell<bool>,
+    /// What the IOMMU was asked, in order; a ticket is how many there were.
+    pub asked: RefCell<Vec<Ask>>,
+    /// How many of them it has done, and what it says of the others; otherwise it does all at once.
+    pub done: Cell<u64>,
+    pub mute: Cell<Option<Answer>>,
+    /// Who may send a message.
+    pub senders: RefCell<std::collections::BTreeMap<u32, u16>>,
 }
 
 impl Seen {
@@ -89,6 +99,32 @@ impl Machine for Fake {
         self.0.ports.borrow_mut().push((first, count, granted));
     }
     fn vcpu_forget(&self, _: VcpuArea) {}
+    fn dma_tables(&self) -> Option<DmaTables> {
+        (!self.0.without_iommu.get()).then_some(DmaTables {
+            amd: false,
+            bits: 39,
+            largest: 21,
+        })
+    }
+    fn ask(&self, ask: Ask) {
+        self.0.asked.borrow_mut().push(ask);
+    }
+    fn asked(&self) -> u64 {
+        self.0.asked.borrow().len() as u64 + 1
+    }
+    fn answered(&self, ticket: u64) -> Answer {
+        let mute = self.0.mute.get().filter(|_| ticket > self.0.done.get());
+        mute.unwrap_or(Answer::Done)
+    }
+    fn wrote_table(&self, _: PhysAddr, _: u64) {}
+    fn message(&self, line: u32, function: Option<u16>) -> u64 {
+        let mut senders = self.0.senders.borrow_mut();
+        match function {
+            Some(function) => senders.insert(line, function),
+            None => senders.remove(&line),
+        };
+        0xfee0_0000 | u64::from(line) << 32
+    }
 }
 
 /// A booted kernel with root current on CPU 0.
