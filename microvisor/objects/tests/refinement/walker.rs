@@ -44,7 +44,8 @@ fn walk(arena: &Arena, format: Format, root: u64) -> Mapping {
             let entry: u64 = arena.read(PhysAddr(table + index * 8));
             let present = match format {
                 Format::Ept => entry & 7 != 0,
-                Format::Host | Format::Npt => entry & 1 != 0,
+                Format::VtD => entry & 3 != 0,
+                Format::Host | Format::Npt | Format::AmdVi => entry & 1 != 0,
             };
             if !present {
                 continue;
@@ -52,7 +53,16 @@ fn walk(arena: &Arena, format: Format, root: u64) -> Mapping {
             let shift = 12 + 9 * (level - 1);
             let address = base + (index << shift);
             let to = entry & 0x000f_ffff_ffff_f000;
-            if level == 1 || entry & 0x80 != 0 {
+            // AMD's I/O tables name the level of the next table, 0 for none.
+            let leaf = match format {
+                Format::AmdVi => entry >> 9 & 7 == 0,
+                _ => level == 1 || entry & 0x80 != 0,
+            };
+            if format == Format::AmdVi && !leaf {
+                assert_eq!(entry >> 9 & 7, u64::from(level - 1));
+                assert_eq!(entry >> 61 & 3, 3, "a table closed to reads or writes");
+            }
+            if leaf {
                 found.insert(address, (to, shift, entry));
             } else {
                 tables.push((to, level - 1, address));
@@ -184,11 +194,13 @@ proptest! {
         ..ProptestConfig::default()
     })]
     #[test]
-    fn a_walker_sees_the_old_or_the_new_mapping(changes in changes(), which in 0usize..3) {
+    fn a_walker_sees_the_old_or_the_new_mapping(changes in changes(), which in 0usize..5) {
         let (kind, format) = [
             (SpaceKind::Host, Format::Host),
             (SpaceKind::Guest, Format::Npt),
             (SpaceKind::Guest, Format::Ept),
+            (SpaceKind::Dma, Format::VtD),
+            (SpaceKind::Dma, Format::AmdVi),
         ][which];
         let mut world = World::new(kind);
         for change in changes {
