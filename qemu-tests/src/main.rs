@@ -49,6 +49,9 @@ struct Cli {
     /// standard error.
     #[arg(long)]
     json: bool,
+    /// With `bench`: also the functions in which each row spends its instructions.
+    #[arg(long)]
+    segments: bool,
     /// With `hostile`: also its tests in builds where the check that a test depends on is off, and
     /// where it must fail.
     #[arg(long)]
@@ -176,7 +179,7 @@ fn run(cli: &Cli) -> Result<bool> {
             Group::Selftest => selftest::run(&mut machines, &mut report),
             Group::Size => size::run(&machines.workspace, &mut report),
             Group::Spec => spec::run(&machines.workspace, &mut report, cli.deep, cli.planted),
-            Group::Bench => bench::run(&mut machines, &mut report, cli.json),
+            Group::Bench => bench::run(&mut machines, &mut report, cli.json, cli.segments),
         }
     }
     Ok(report.finish(allowed.as_deref()))
