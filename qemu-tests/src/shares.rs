@@ -15,9 +15,9 @@ use crate::session::Session;
 /// Of what a guest does alone, what is left at least beside one that spins in every vCPU: a half,
 /// less what switching costs.
 const SHARE: f64 = 0.4;
-/// Rounds of measuring. A turn is 10 ms of the host's time, as is a guest's clock tick: on a busy
-/// host little work is done in either, and switching and ticks take more of it. What is measured is
-/// right then as well, but less than what two idle CPUs would show; one round on a quiet host tells.
+/// Rounds of measuring. What a second of the emulator's processor time is worth was seen to change
+/// by a third from one measurement to the next while the host was busy: guests' clocks go with the
+/// host's, so less is done from tick to tick.
 const ROUNDS: u32 = 6;
 /// How long one measurement takes at least, in seconds of the emulator's own processor time: what
 /// the guest takes for a second is short or long as the host is busy.
@@ -127,40 +127,62 @@ fn info(session: &mut Session) -> Result<[u64; 5]> {
     }
 }
 
-/// What a guest's counters have counted so far.
-fn counted(session: &mut Session, guest: &str) -> Result<u64> {
-    focus(session, guest)?;
-    let text = session.shell(
-        "rm -f /n1 /n2; kill -USR1 $p; until [ -s /n1 -a -s /n2 ]; do usleep 20000; done; cat /n1 /n2",
-        120,
-    )?;
-    let counts: Vec<u64> = text
-        .lines()
-        .filter_map(|line| line.trim().parse().ok())
-        .collect();
-    ensure!(counts.len() == 2, "the counters say {text:?}");
-    Ok(counts.iter().sum())
+/// What a guest's counters have counted, and when.
+#[derive(Clone, Copy)]
+struct Count {
+    loops: u64,
+    /// Seconds of the guest's clock, which goes on for all guests alike.
+    uptime: f64,
+    /// Seconds of the emulator's processor time.
+    processor: f64,
 }
 
-/// Loops of the worker while it was measured.
-struct Loops {
-    count: u64,
-    /// In a second of the emulator's processor time.
-    rate: f64,
+impl Count {
+    fn of(session: &mut Session, guest: &str) -> Result<Count> {
+        focus(session, guest)?;
+        let text = session.shell(
+            "rm -f /n1 /n2; kill -USR1 $p; until [ -s /n1 -a -s /n2 ]; do usleep 20000; done; cat /n1 /n2 /proc/uptime",
+            120,
+        )?;
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let [one, two, uptime, ..] = words[..] else {
+            bail!("the counters say {text:?}");
+        };
+        Ok(Count {
+            loops: one.parse::<u64>()? + two.parse::<u64>()?,
+            uptime: uptime.parse()?,
+            processor: session.processor_seconds()?,
+        })
+    }
+
+    /// Loops since `before`: in a second of the guest's clock, and of the emulator's.
+    fn rates(&self, before: &Count) -> Result<(f64, f64)> {
+        let loops = self.loops.saturating_sub(before.loops) as f64;
+        ensure!(loops > 0.0, "nothing was counted");
+        Ok((
+            loops / (self.uptime - before.uptime).max(0.01),
+            loops / (self.processor - before.processor).max(0.01),
+        ))
+    }
 }
 
-fn loops(session: &mut Session) -> Result<Loops> {
-    let before = (counted(session, "worker")?, session.processor_seconds()?);
+/// Waits until the machine has done something for a while. The worker's shell waits; counters do
+/// not.
+fn period(session: &mut Session) -> Result<()> {
+    focus(session, "worker")?;
+    let end = session.processor_seconds()? + PERIOD;
     let patience = Instant::now() + Duration::from_secs(120);
-    while session.processor_seconds()? < before.1 + PERIOD && Instant::now() < patience {
-        // The worker's shell waits; its counters do not.
+    while session.processor_seconds()? < end && Instant::now() < patience {
         session.shell("sleep 1", 60)?;
     }
-    let after = (counted(session, "worker")?, session.processor_seconds()?);
-    let count = after.0.saturating_sub(before.0);
-    ensure!(count > 0, "nothing was counted");
-    let rate = count as f64 / (after.1 - before.1).max(0.01);
-    Ok(Loops { count, rate })
+    Ok(())
+}
+
+/// What the worker does alone, in a second of the emulator's processor time.
+fn alone(session: &mut Session) -> Result<f64> {
+    let before = Count::of(session, "worker")?;
+    period(session)?;
+    Ok(Count::of(session, "worker")?.rates(&before)?.1)
 }
 
 fn both_in_their_shells(session: &mut Session) -> Result<()> {
@@ -255,27 +277,26 @@ const SHARES: &[Claim<Session>] = &[
         let goes_on = "[root] guest spinner: goes on";
         let mut best = (0.0f64, 0.0f64);
         order(session, "pause spinner", paused)?;
-        let mut before = loops(session)?;
+        let mut before = alone(session)?;
         for round in 1..=ROUNDS {
             order(session, "unpause spinner", goes_on)?;
-            let others = counted(session, "spinner")?;
-            let beside = loops(session)?;
-            let others = counted(session, "spinner")?.saturating_sub(others);
+            let guests = ["worker", "spinner"];
+            let [worker, spinner] = guests.map(|guest| Count::of(session, guest));
+            let (worker, spinner) = (worker?, spinner?);
+            period(session)?;
+            let (own, beside) = Count::of(session, "worker")?.rates(&worker)?;
+            let (other, _) = Count::of(session, "spinner")?.rates(&spinner)?;
             order(session, "pause spinner", paused)?;
-            let after = loops(session)?;
-            // Beside what it did just before and just after: how busy the host is changes, and
-            // with it what a second of processor time is worth.
-            let share = beside.rate / before.rate.max(after.rate);
+            let after = alone(session)?;
+            // Of what it did just before and just after: how busy the host is changes, and with
+            // it what a second of processor time is worth.
+            let share = 2.0 * beside / (before + after);
             // Of all loops in the same time, which no host changes: each is left its share.
-            let part = beside.count as f64 / (beside.count + others) as f64;
+            let part = own / (own + other);
             println!(
-                "     round {round}, loops in a second of both CPUs: {:.0} and {:.0} alone, {:.0} beside a guest that spins; {:.0} % of both guests' loops",
-                before.rate,
-                after.rate,
-                beside.rate,
+                "     round {round}, loops in a second of both CPUs: {before:.0} and {after:.0} alone, {beside:.0} beside a guest that spins; {:.0} % of both guests' loops",
                 100.0 * part
             );
-            ensure!(others > 0, "the other guest does not spin");
             if share >= SHARE && (SHARE..=1.0 - SHARE).contains(&part) {
                 return order(session, "unpause spinner", goes_on);
             }
