@@ -1,5 +1,4 @@
-//! `cargo image new` in a folder that looks like the workspace. That what it makes builds, passes its
-//! tests and boots is a claim of `cargo suite`.
+//! `cargo image new` in a folder that looks like the workspace: what it writes, and what it refuses.
 
 use std::fs;
 use std::path::PathBuf;
