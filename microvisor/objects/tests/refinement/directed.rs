@@ -250,6 +250,20 @@ fn a_distant_deadline() -> Checked<Pair> {
     Ok(s.pair)
 }
 
+/// Part of a frame lies inside it, up to the last byte.
+fn parts_of_frames() -> Checked<Pair> {
+    let mut s = Story::begin(8192)?;
+    for (order, slot) in [(12, 500), (21, 501)] {
+        s.make(Kind::Frame, order, slot)?;
+        let part = |offset: u64| [slot, 0, slot + 10, 0xff, offset, 12];
+        for beyond in [1 << order, 1 << 63, u64::MAX - 4095] {
+            s.gets(0, Call::Copy, &part(beyond), Status::InvalidArgument)?;
+        }
+        s.gets(0, Call::Copy, &part((1 << order) - 4096), Status::Ok)?;
+    }
+    Ok(s.pair)
+}
+
 /// Work that does not fit one call: deletions of many, and messages that are turned away.
 fn in_steps() -> Checked<Pair> {
     let mut s = Story::begin(8192)?;
@@ -540,6 +554,7 @@ pub const STORIES: &[(&str, Told)] = &[
     ("a_vcpu_that_is_shared", a_vcpu_that_is_shared),
     ("servers_that_fail", servers_that_fail),
     ("a_distant_deadline", a_distant_deadline),
+    ("parts_of_frames", parts_of_frames),
     ("in_steps", in_steps),
     ("handed_up_in_steps", handed_up_in_steps),
     ("what_chance_may_leave_out", what_chance_may_leave_out),
