@@ -66,6 +66,9 @@ struct Cli {
     /// left out.
     #[arg(long)]
     full: bool,
+    /// With `oracle`: also seeds whose answers are recorded.
+    #[arg(long)]
+    again: bool,
     /// Of `boot`, `guests` and `hostile`, only the machines whose name contains this; their transcripts are
     /// called so.
     #[arg(long, value_name = "TEXT")]
@@ -175,7 +178,7 @@ fn run(cli: &Cli) -> Result<bool> {
             Group::Guests => guests::run(&mut machines, &mut report),
             Group::Hostile => hostile::run(&mut machines, &mut report, cli.controls, cli.full),
             Group::Restart => restart::run(&mut machines, &mut report),
-            Group::Oracle => xen::record::run(&mut machines, &mut report, cli.full),
+            Group::Oracle => xen::record::run(&mut machines, &mut report, cli.full, cli.again),
             Group::Selftest => selftest::run(&mut machines, &mut report),
             Group::Size => size::run(&machines.workspace, &mut report),
             Group::Spec => spec::run(&machines.workspace, &mut report, cli.deep, cli.planted),

@@ -27,8 +27,8 @@ use crate::shared::{Mailbox, Shared};
 use crate::stop::{Reason, Stop};
 use crate::vcpu::Vcpu;
 
-/// Grant-table frames that a guest may have: 32 of 512 grants each, Xen's default is 64.
-const GRANT_FRAMES: u32 = 32;
+/// Grant-table frames that a guest may have, of 512 grants each: Xen's default.
+const GRANT_FRAMES: u32 = 64;
 /// Special frames of the Xen ABI: shared info, then the grant table.
 const XEN_FRAMES: u32 = 1 + GRANT_FRAMES;
 /// All special frames: then the console and xenstore rings' pages.

@@ -147,6 +147,8 @@ impl Msrs {
         }
         let intel = self.vendor == Vendor::Intel;
         let value = match msr {
+            // The Pentium's machine check: address and type of none.
+            0 | 1 => 0,
             // Microcode revision: none to speak of, but present.
             0x8b => 0,
             0xfe => MTRR_CAP,
@@ -166,6 +168,10 @@ impl Msrs {
             // Intel: MISC_ENABLE with fast strings; no BTS, no PEBS.
             0x1a0 if intel => 1 | 1 << 11 | 1 << 12,
             _ if intel => return Read::Fault,
+            // Intel's EBC_FREQUENCY_ID, as Xen has it for guests that came from there.
+            0x2c => 0,
+            // Interrupt-pending message.
+            0xc001_0055 => 0,
             // HWCR: the TSC counts at the P0 frequency.
             0xc001_0015 => {
                 if self.family >= 0x10 {
@@ -232,22 +238,22 @@ impl Msrs {
                 self.mtrr_default = value;
                 Write::Done
             }
-            // Microcode update triggers and revisions: dropped.
-            0x79 | 0x8b => Write::Done,
+            // Microcode updates, and the revision that Intel's way to read it writes: dropped.
+            0x79 | 0x8b if intel => Write::Done,
+            0xc001_0020 if !intel => Write::Done,
             // MCG_STATUS takes only 0; DEBUGCTL only what has no effect here.
             0x17a if value == 0 => Write::Done,
             0x1d9 if value & !3 == 0 => Write::Done,
             0x1a0 if intel => Write::Done,
-            0xc001_0015 if !intel => Write::Done,
             _ if !intel && amd_zero(msr) => Write::Done,
             _ => Write::Fault,
         }
     }
 }
 
-/// AMD's configuration registers that read as 0 and ignore writes: SYSCFG, TOP_MEM and TOP_MEM2,
-/// NB_CFG, interrupt-pending message, MMIO configuration base, LS_CFG, IC_CFG, DC_CFG, FP_CFG,
-/// DE_CFG, BU_CFG2, BU_CFG3.
+/// AMD's registers that read as 0 and ignore writes: SYSCFG, TOP_MEM and TOP_MEM2, NB_CFG, MMIO
+/// configuration base, LS_CFG, IC_CFG, DC_CFG, BU_CFG, FP_CFG, DE_CFG, BU_CFG2, BU_CFG3, EX_CFG, and
+/// performance counters with their selectors, which count nothing.
 fn amd_zero(msr: u32) -> bool {
     matches!(
         msr,
@@ -255,10 +261,11 @@ fn amd_zero(msr: u32) -> bool {
             | 0xc001_001a
             | 0xc001_001d
             | 0xc001_001f
-            | 0xc001_0055
             | 0xc001_0058
-            | 0xc001_1020
-            ..=0xc001_1022 | 0xc001_1028 | 0xc001_1029 | 0xc001_102a | 0xc001_102b
+            | 0xc001_0000..=0xc001_0007
+            | 0xc001_0200..=0xc001_020b
+            | 0xc001_1020..=0xc001_1023
+            | 0xc001_1028..=0xc001_102c
     )
 }
 

@@ -19,6 +19,9 @@ use crate::{MAX_GRANT_FRAMES, MAX_VCPUS, PAGE_SIZE};
 
 /// `DOMID_SELF`.
 pub(crate) const DOMID_SELF: u16 = 0x7ff0;
+/// Number of the domain that, to a guest, is the rest of the system: there is none, but the other ends of
+/// its store and console are named so, and what it may not do to it fails as in Xen.
+pub(crate) const SYSTEM: u16 = 0;
 
 /// Hypercall numbers (`public/xen.h`) that an HVM domain's table has an entry for.
 pub(crate) mod number {
@@ -211,12 +214,13 @@ impl Domain {
             number::HVM_OP => self.hvm_op(caller, a, b),
             number::CONSOLE_IO => self.console_io(caller, [a, b, c, d, 0, 0]),
             number::VM_ASSIST => self.vm_assist(a as u32, b as u32),
-            number::PHYSDEV_OP => self.physdev_op(caller, a as u32, b),
+            // A domain without physical interrupts has none of these operations.
+            number::PHYSDEV_OP => Err(Errno::NoSys),
             number::MMUEXT_OP => self.mmuext_op(d as u32),
             number::PLATFORM_OP => self.platform_op(caller, a),
             number::SYSCTL => self.sysctl(caller, a),
             number::DOMCTL => self.domctl(caller, a),
-            number::DM_OP => self.dm_op(a as u16),
+            number::DM_OP => self.dm_op(caller, a as u16, b as u32, c),
             // An HVM domain has a local APIC, so its PMU is not Xen's paravirtual one.
             number::XENPMU_OP => Err(Errno::OpNotSupp),
             number::HYPFS_OP => Err(Errno::Perm),
@@ -224,11 +228,13 @@ impl Domain {
         }
     }
 
-    /// A domain id that must be the caller's own: `Perm` for one that Xen's default policy would
-    /// refuse, `Srch` for one that does not exist. Only this domain exists here.
+    /// A domain id that must be the caller's own: `Perm` for domain 0, as Xen's default policy
+    /// refuses it, `Srch` for one that does not exist.
     pub(crate) fn require_self(&self, domid: u16) -> Result<(), Errno> {
         if domid == DOMID_SELF || domid == self.config.domid {
             Ok(())
+        } else if domid == SYSTEM {
+            Err(Errno::Perm)
         } else {
             Err(Errno::Srch)
         }

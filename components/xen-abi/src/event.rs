@@ -8,7 +8,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::access::{Caller, Fields, Reply};
-use crate::domain::{DOMID_SELF, Domain};
+use crate::domain::{DOMID_SELF, Domain, SYSTEM};
 use crate::env::{Env, ServiceId};
 use crate::errno::Errno;
 use crate::memory::GuestMemory;
@@ -18,6 +18,9 @@ use crate::shared_info::{Layout, test_and_clear};
 const MAX_PORTS: u32 = 4096;
 /// Ports become valid by the bucket, as Xen's do (`EVTCHNS_PER_BUCKET`).
 const BUCKET: u32 = 64;
+/// Numbers of physical interrupts that Xen gives a domain unless told otherwise: as many as the
+/// machine's I/O APICs have (one, of 24), and 32.
+const PIRQS: u32 = 56;
 /// `NR_VIRQS`.
 pub(crate) const VIRQS: usize = 24;
 /// `VIRQ_TIMER`.
@@ -56,6 +59,8 @@ pub(crate) enum Binding {
     },
     Service(ServiceId),
     Virq(u32),
+    /// A physical interrupt's number; nothing is behind it.
+    Pirq(u32),
     Ipi,
 }
 
@@ -179,7 +184,11 @@ impl Domain {
             }
             op::BIND_INTERDOMAIN => {
                 let mut bytes: [u8; 12] = caller.fetch(argument)?;
-                self.require_self(bytes.u16_at(0))?;
+                match bytes.u16_at(0) {
+                    // None of domain 0's ports is for this domain.
+                    SYSTEM => return Err(Errno::Inval),
+                    domid => self.require_self(domid)?,
+                }
                 let port = self.bind_loop(bytes.u32_at(4), caller.memory, caller.env)?;
                 bytes.put(8, &port.to_le_bytes());
                 caller.write(argument, &bytes).map(|()| 0)
@@ -199,9 +208,10 @@ impl Domain {
                 caller.write(argument, &bytes).map(|()| 0)
             }
             op::BIND_PIRQ => {
-                // A PVH guest has no physical interrupts: every number is past nr_pirqs.
-                let _: [u8; 12] = caller.fetch(argument)?;
-                Err(Errno::Inval)
+                let mut bytes: [u8; 12] = caller.fetch(argument)?;
+                let port = self.bind_pirq(bytes.u32_at(0))?;
+                bytes.put(8, &port.to_le_bytes());
+                caller.write(argument, &bytes).map(|()| 0)
             }
             op::CLOSE => {
                 let port = caller.fetch_u32(argument)?;
@@ -221,6 +231,10 @@ impl Domain {
             op::RESET | op::RESET_CONT => {
                 let bytes: [u8; 2] = caller.fetch(argument)?;
                 self.require_self(bytes.u16_at(0))?;
+                // A reset here is never interrupted, so there is none to go on with.
+                if command == op::RESET_CONT {
+                    return Err(Errno::Busy);
+                }
                 for port in 1..self.ports.valid() {
                     let _ = self.close_port(port, caller.memory);
                 }
@@ -319,7 +333,9 @@ impl Domain {
             }
             // Nobody is there yet: dropped in silence.
             Binding::Unbound { .. } => {}
-            Binding::Free | Binding::Reserved | Binding::Virq(_) => return Err(Errno::Inval),
+            Binding::Free | Binding::Reserved | Binding::Virq(_) | Binding::Pirq(_) => {
+                return Err(Errno::Inval);
+            }
         }
         Ok(0)
     }
@@ -362,6 +378,18 @@ impl Domain {
         Ok(port)
     }
 
+    /// A domain without devices binds numbers too, which then mean nothing.
+    fn bind_pirq(&mut self, pirq: u32) -> Result<u32, Errno> {
+        if pirq >= PIRQS {
+            return Err(Errno::Inval);
+        }
+        let binding = Binding::Pirq(pirq);
+        if self.ports.table.iter().any(|port| port.binding == binding) {
+            return Err(Errno::Exist);
+        }
+        self.allocate_port(binding, 0)
+    }
+
     fn set_virq_port(&mut self, vcpu: u32, virq: u32, port: u32) {
         if let Some(slot) = self
             .vcpus
@@ -390,7 +418,7 @@ impl Domain {
                     other.binding = Binding::Unbound { remote };
                 }
             }
-            Binding::Unbound { .. } | Binding::Service(_) | Binding::Ipi => {}
+            Binding::Unbound { .. } | Binding::Service(_) | Binding::Pirq(_) | Binding::Ipi => {}
         }
         self.ports.release(port);
         let layout = Layout::of(self.width);
@@ -406,6 +434,10 @@ impl Domain {
         argument: u64,
     ) -> Reply {
         let mut bytes: [u8; 24] = caller.fetch(argument)?;
+        if bytes.u16_at(0) == SYSTEM && bytes.u32_at(4) >= BUCKET {
+            // As of a domain 0 with few ports.
+            return Err(Errno::Inval);
+        }
         self.require_self(bytes.u16_at(0))?;
         let &Port { binding, vcpu } = self.ports.get(bytes.u32_at(4)).ok_or(Errno::Inval)?;
         // EVTCHNSTAT_*.
@@ -426,6 +458,10 @@ impl Domain {
                 bytes.put(20, &service.0.to_le_bytes());
                 2
             }
+            Binding::Pirq(pirq) => {
+                bytes.put(16, &pirq.to_le_bytes());
+                3
+            }
             Binding::Virq(virq) => {
                 bytes.put(16, &virq.to_le_bytes());
                 4
@@ -445,6 +481,7 @@ impl Domain {
             Binding::Virq(_)
             | Binding::Unbound { .. }
             | Binding::Loop { .. }
+            | Binding::Pirq(_)
             | Binding::Service(_) => {
                 entry.vcpu = vcpu;
                 Ok(())

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use crate::PAGE_SIZE;
 use crate::access::{Caller, Fields, Reply};
-use crate::domain::{DOMID_SELF, Domain};
+use crate::domain::{DOMID_SELF, Domain, SYSTEM};
 use crate::env::Env;
 use crate::errno::Errno;
 use crate::memory::{GuestMemory, SpecialFrame};
@@ -49,6 +49,9 @@ const PERMIT_ACCESS: u16 = 1;
 const READONLY: u16 = 4;
 /// `GNTMAP_device_map | GNTMAP_host_map`.
 const MAP_ANY: u32 = 3;
+/// `GNTMAP_device_map | GNTMAP_application_map | GNTMAP_contains_pte`: not for a domain whose
+/// physical map is translated.
+const MAP_PV: u32 = 1 | 8 | 16;
 /// `GNTCOPY_source_gref`, `GNTCOPY_dest_gref`.
 const COPY_SOURCE_GREF: u16 = 1;
 const COPY_DEST_GREF: u16 = 2;
@@ -178,8 +181,9 @@ impl Domain {
         let list =
             caller.fetch_word(at.wrapping_add(if caller.is_compat() { 12 } else { 16 }), 0)?;
         let frames = bytes.u32_at(4);
-        let result = if self.require_self(bytes.u16_at(0)).is_err() {
-            status::BAD_DOMAIN
+        let own = self.own_status(bytes.u16_at(0));
+        let result = if own != status::OKAY {
+            own
         } else if frames > self.grants.most() {
             status::GENERAL_ERROR
         } else {
@@ -211,13 +215,12 @@ impl Domain {
             return Err(Errno::Inval);
         }
         let mut bytes: [u8; 16] = caller.fetch(at)?;
-        if self.require_self(bytes.u16_at(0)).is_ok() {
+        let own = self.own_status(bytes.u16_at(0));
+        if own == status::OKAY {
             bytes.put(4, &self.grants.frames.to_le_bytes());
             bytes.put(8, &self.grants.most().to_le_bytes());
-            bytes.put(12, &status::OKAY.to_le_bytes());
-        } else {
-            bytes.put(12, &status::BAD_DOMAIN.to_le_bytes());
         }
+        bytes.put(12, &own.to_le_bytes());
         caller.write(at, &bytes)?;
         Ok(0)
     }
@@ -251,7 +254,7 @@ impl Domain {
             let result = match command {
                 op::MAP_GRANT_REF => {
                     let bytes: [u8; 20] = caller.fetch(at)?;
-                    self.map_grant(bytes.u32_at(8), bytes.u16_at(16))
+                    self.map_grant(bytes.u32_at(8), bytes.u32_at(12), bytes.u16_at(16))
                 }
                 // Nothing is ever mapped.
                 op::UNMAP_GRANT_REF => {
@@ -269,14 +272,33 @@ impl Domain {
         Ok(0)
     }
 
-    fn map_grant(&self, flags: u32, domid: u16) -> i16 {
+    fn map_grant(&self, flags: u32, reference: u32, domid: u16) -> i16 {
         if flags & MAP_ANY == 0 {
+            return status::BAD_GNTREF;
+        } else if flags & MAP_PV != 0 {
+            return status::GENERAL_ERROR;
+        }
+        // DOMID_SELF is not taken here.
+        let exists = match domid {
+            SYSTEM => reference < ENTRIES_PER_FRAME,
+            own if own == self.config.domid => self.grants.entry(reference).is_some(),
+            _ => return status::BAD_DOMAIN,
+        };
+        if !exists {
             status::BAD_GNTREF
-        } else if self.require_self(domid).is_ok() {
-            // A second mapping of the domain's own page is nothing that a guest needs.
-            status::GENERAL_ERROR
         } else {
-            status::BAD_DOMAIN
+            // Domain 0 has granted nothing. A second mapping of the domain's own page is nothing
+            // that a guest needs.
+            status::GENERAL_ERROR
+        }
+    }
+
+    /// The status for a domain that an operation may only name for itself.
+    fn own_status(&self, domid: u16) -> i16 {
+        match self.require_self(domid) {
+            Ok(()) => status::OKAY,
+            Err(Errno::Perm) => status::PERMISSION_DENIED,
+            Err(_) => status::BAD_DOMAIN,
         }
     }
 
@@ -344,8 +366,12 @@ impl Domain {
         target: &Side,
         length: u16,
     ) -> Result<(), i16> {
-        self.check_side_domain(source)?;
-        self.check_side_domain(target)?;
+        // Both domains must be there before anything else is asked.
+        for side in [source, target] {
+            if self.require_self(side.domid) == Err(Errno::Srch) {
+                return Err(status::BAD_DOMAIN);
+            }
+        }
         let from = self.page_of(caller, source)?;
         let to = self.page_of(caller, target)?;
         let fits = |side: &Side| u64::from(side.offset) + u64::from(length) <= PAGE_SIZE;
@@ -372,28 +398,27 @@ impl Domain {
         Ok(())
     }
 
-    fn check_side_domain(&self, side: &Side) -> Result<(), i16> {
-        // Only DOMID_SELF may name a page by its frame.
-        if side.domid != DOMID_SELF && !side.by_reference {
-            Err(status::PERMISSION_DENIED)
-        } else if self.require_self(side.domid).is_err() {
-            Err(status::BAD_DOMAIN)
-        } else {
-            Ok(())
-        }
-    }
-
     /// The guest-physical address of the page that a side names.
     fn page_of<M: GuestMemory, E: Env>(
         &self,
         caller: &mut Caller<M, E>,
         side: &Side,
     ) -> Result<u64, i16> {
+        // Only DOMID_SELF may name a page by its frame.
+        if side.domid != DOMID_SELF && !side.by_reference {
+            return Err(status::PERMISSION_DENIED);
+        }
         let gfn = if side.by_reference {
-            let entry = u32::try_from(side.name)
-                .ok()
-                .and_then(|reference| self.grants.entry(reference))
-                .ok_or(status::BAD_GNTREF)?;
+            // The rest of the field is a frame's.
+            let reference = side.name as u32;
+            if side.domid == SYSTEM {
+                // Domain 0 has granted nothing.
+                return Err(match reference {
+                    0..ENTRIES_PER_FRAME => status::GENERAL_ERROR,
+                    _ => status::BAD_GNTREF,
+                });
+            }
+            let entry = self.grants.entry(reference).ok_or(status::BAD_GNTREF)?;
             let mut bytes = [0; ENTRY_SIZE as usize];
             caller
                 .memory

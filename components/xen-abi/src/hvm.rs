@@ -105,13 +105,13 @@ impl Domain {
             op::SET_PARAM => {
                 let bytes: [u8; 16] = caller.fetch(argument)?;
                 let index = checked_index(&bytes)?;
-                self.require_self(bytes.u16_at(0))?;
+                self.require_hvm(bytes.u16_at(0), Errno::Inval)?;
                 self.set_parameter(caller, index, bytes.u64_at(8))
             }
             op::GET_PARAM => {
                 let bytes: [u8; 16] = caller.fetch(argument)?;
                 let index = checked_index(&bytes)?;
-                self.require_self(bytes.u16_at(0))?;
+                self.require_hvm(bytes.u16_at(0), Errno::Inval)?;
                 may_get(index)?;
                 let value = match index {
                     parameter::VM86_TSS => self.parameter(parameter::VM86_TSS_SIZED) & 0xffff_ffff,
@@ -143,7 +143,7 @@ impl Domain {
             op::PAGETABLE_DYING => {
                 // A hint for shadow paging, which this is not.
                 let bytes: [u8; 16] = caller.fetch(argument)?;
-                self.require_self(bytes.u16_at(0))?;
+                self.require_hvm(bytes.u16_at(0), Errno::OpNotSupp)?;
                 Err(Errno::Inval)
             }
             op::GET_TIME => {
@@ -189,6 +189,14 @@ impl Domain {
         self.shut_down(CODE_CRASH, caller.env);
         caller.next = Next::Stop;
         Err(Errno::Inval)
+    }
+
+    /// As [`Domain::require_self`], where Xen asks first whether the domain is HVM; domain 0 is not.
+    fn require_hvm(&self, domid: u16, other: Errno) -> Result<(), Errno> {
+        match self.require_self(domid) {
+            Err(Errno::Perm) => Err(other),
+            answer => answer,
+        }
     }
 
     fn parameter(&self, index: u32) -> u64 {

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use crate::access::{Caller, Fields, Reply};
 use crate::config::MapEntry;
-use crate::domain::{DOMID_SELF, Domain};
+use crate::domain::{DOMID_SELF, Domain, SYSTEM};
 use crate::env::{Env, MapError};
 use crate::errno::Errno;
 use crate::memory::{GuestMemory, SpecialFrame};
@@ -19,19 +19,22 @@ pub(crate) mod op {
     pub const MAXIMUM_RAM_PAGE: u64 = 2;
     pub const CURRENT_RESERVATION: u64 = 3;
     pub const MAXIMUM_RESERVATION: u64 = 4;
+    pub const MACHPHYS_MFN_LIST: u64 = 5;
     pub const POPULATE_PHYSMAP: u64 = 6;
     pub const ADD_TO_PHYSMAP: u64 = 7;
     pub const MEMORY_MAP: u64 = 9;
-    pub const MACHINE_MEMORY_MAP: u64 = 10;
     pub const EXCHANGE: u64 = 11;
     pub const SET_MEMORY_MAP: u64 = 13;
     pub const MAXIMUM_GPFN: u64 = 14;
     pub const REMOVE_FROM_PHYSMAP: u64 = 15;
     pub const SET_POD_TARGET: u64 = 16;
     pub const GET_POD_TARGET: u64 = 17;
+    pub const GET_SHARING_FREED_PAGES: u64 = 18;
+    pub const GET_SHARING_SHARED_PAGES: u64 = 19;
     pub const ACCESS_OP: u64 = 21;
     pub const ADD_TO_PHYSMAP_BATCH: u64 = 23;
     pub const CLAIM_PAGES: u64 = 24;
+    pub const MACHPHYS_COMPAT_MFN_LIST: u64 = 25;
     pub const GET_VNUMAINFO: u64 = 26;
     pub const RESERVED_DEVICE_MEMORY_MAP: u64 = 27;
     pub const ACQUIRE_RESOURCE: u64 = 28;
@@ -92,23 +95,24 @@ impl Domain {
             op::ADD_TO_PHYSMAP_BATCH => {
                 return self.add_to_physmap_batch(caller, start as u16, arguments);
             }
-            op::ACQUIRE_RESOURCE => return self.acquire_resource(caller, argument),
-            op::ACCESS_OP => {
-                // op and domid come first; a domain cannot do it to itself.
-                let bytes: [u8; 4] = caller.fetch(argument)?;
-                return self.refuse_remote(bytes.u16_at(2));
-            }
-            // Xen compares these commands with the position included, so none matches.
-            op::MEMORY_MAP
-            | op::MACHINE_MEMORY_MAP
-            | op::SET_MEMORY_MAP
-            | op::SET_POD_TARGET
-            | op::GET_POD_TARGET
+            // Not for a domain whose physical map is translated, unless it is dom0.
+            op::ACQUIRE_RESOURCE => return Err(Errno::Acces),
+            op::ACCESS_OP => return self.access_op(caller, argument),
+            op::EXCHANGE
+            | op::MAXIMUM_RAM_PAGE
+            | op::CURRENT_RESERVATION
+            | op::MAXIMUM_RESERVATION
+            | op::MAXIMUM_GPFN
+            | op::REMOVE_FROM_PHYSMAP
+            | op::CLAIM_PAGES
+            | op::GET_VNUMAINFO
+            | op::RESERVED_DEVICE_MEMORY_MAP
                 if start != 0 =>
             {
-                return Err(Errno::NoSys);
+                return Err(Errno::Inval);
             }
-            _ if start != 0 => return Err(Errno::Inval),
+            // Xen compares the other commands with the position included, so none matches.
+            _ if start != 0 => return Err(Errno::NoSys),
             _ => {}
         }
         match operation {
@@ -132,7 +136,7 @@ impl Domain {
                     let bytes: [u8; 16] = caller.fetch(argument)?;
                     (bytes.u16_at(0), bytes.u64_at(8))
                 };
-                self.require_self(domid)?;
+                self.require_translated(domid)?;
                 self.remove_page(caller, gfn).map(|()| 0)
             }
             op::GET_VNUMAINFO => {
@@ -154,13 +158,29 @@ impl Domain {
             }
             op::EXCHANGE => self.exchange(caller, argument),
             op::SET_POD_TARGET | op::GET_POD_TARGET => {
-                // set_target, tot_pages and cached fields of 8 bytes, then domid.
-                let bytes: [u8; 2] = caller.fetch(argument.wrapping_add(32))?;
-                self.require_self(bytes.u16_at(0))?;
-                Err(Errno::Perm)
+                // Four fields of 8 bytes, then domid; a 32-bit caller's is padded to 4 only.
+                let mut bytes = [0; 40];
+                let size = if caller.is_compat() { 36 } else { 40 };
+                caller.read(argument, bytes.get_mut(..size).ok_or(Errno::Fault)?)?;
+                match bytes.u16_at(32) {
+                    // Not an HVM domain.
+                    SYSTEM => Err(Errno::Inval),
+                    domid => self.require_self(domid).and(Err(Errno::Perm)),
+                }
             }
             op::CLAIM_PAGES => self.claim_pages(caller, argument),
-            op::MACHINE_MEMORY_MAP => Err(Errno::Perm),
+            op::MACHPHYS_MFN_LIST => {
+                // There is no machine-to-physical table: a list of nothing.
+                let handle = caller.word();
+                let mut bytes = [0; 24];
+                let size = if caller.is_compat() { 12 } else { 24 };
+                caller.read(argument, bytes.get_mut(..size).ok_or(Errno::Fault)?)?;
+                caller.write(argument.wrapping_add(2 * handle), &0u32.to_le_bytes())?;
+                Ok(0)
+            }
+            // As in a Xen without 32-bit PV guests.
+            op::MACHPHYS_COMPAT_MFN_LIST => Err(Errno::OpNotSupp),
+            op::GET_SHARING_FREED_PAGES | op::GET_SHARING_SHARED_PAGES => Ok(0),
             _ => Err(Errno::NoSys),
         }
     }
@@ -384,7 +404,7 @@ impl Domain {
         if space == SPACE_GMFN_FOREIGN {
             return Err(Errno::NoSys);
         }
-        self.require_self(domid)?;
+        self.require_translated(domid)?;
         if space == SPACE_DEV_MMIO {
             return Err(Errno::Acces);
         }
@@ -416,7 +436,7 @@ impl Domain {
         if space == SPACE_GMFN_RANGE {
             return Err(Errno::OpNotSupp);
         }
-        self.require_self(domid)?;
+        self.require_translated(domid)?;
         if space == SPACE_DEV_MMIO {
             return Err(Errno::Acces);
         }
@@ -516,13 +536,21 @@ impl Domain {
         let step = if caller.is_compat() { 20 } else { 32 };
         let given = Self::read_reservation(caller, argument)?;
         let wanted = Self::read_reservation(caller, argument.wrapping_add(step))?;
+        let done = caller.fetch_word(argument.wrapping_add(2 * step), 0)?;
         if given.order.max(wanted.order) > MAX_ORDER {
             return Err(Errno::Perm);
         }
-        if given.domid != wanted.domid
-            || given.extents.checked_shl(given.order) != wanted.extents.checked_shl(wanted.order)
+        let fits = |list: &Reservation| list.extents <= u64::MAX >> list.order;
+        if done > given.extents
+            || given.domid != wanted.domid
+            || !fits(&given)
+            || !fits(&wanted)
+            || given.extents << given.order != wanted.extents << wanted.order
         {
             return Err(Errno::Inval);
+        }
+        if done == given.extents {
+            return Ok(0);
         }
         self.require_self(given.domid)?;
         // Nothing to gain for a domain whose physical map is translated.
@@ -537,33 +565,35 @@ impl Domain {
         let claim = Self::read_reservation(caller, argument)?;
         if claim.list != 0 || claim.order != 0 || claim.flags != 0 {
             Err(Errno::Inval)
-        } else if claim.domid == self.config.domid {
+        } else if matches!(claim.domid, domid if domid == SYSTEM || domid == self.config.domid) {
             Err(Errno::Perm)
         } else {
             Err(Errno::Inval)
         }
     }
 
-    fn acquire_resource<M: GuestMemory, E: Env>(
+    fn access_op<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
         argument: u64,
     ) -> Reply {
-        // domid, type, id, nr_frames, pad, frame: the same in both widths.
-        let bytes: [u8; 24] = caller.fetch(argument)?;
-        let end = bytes.u64_at(16).checked_add(u64::from(bytes.u32_at(8)));
-        if bytes.u32_at(12) != 0 || end.is_none_or(|end| end > u64::from(u32::MAX)) {
-            return Err(Errno::Inval);
+        // op, access, domid, count, first page, two lists.
+        let bytes: [u8; 32] = caller.fetch(argument)?;
+        // DOMID_SELF is not taken here, and nobody does it to himself.
+        match bytes.u16_at(2) {
+            // Not a domain whose physical map is translated.
+            SYSTEM => Err(Errno::Inval),
+            own if own == self.config.domid => Err(Errno::Perm),
+            _ => Err(Errno::Srch),
         }
-        self.refuse_remote(bytes.u16_at(0))
     }
 
-    /// For operations on another domain: `Perm` for the caller itself, else there is none.
-    fn refuse_remote(&self, domid: u16) -> Reply {
-        if domid == DOMID_SELF || domid == self.config.domid {
-            Err(Errno::Perm)
-        } else {
-            Err(Errno::Srch)
+    /// As [`Domain::require_self`], where Xen asks first whether the domain's physical map is translated;
+    /// domain 0's is not.
+    fn require_translated(&self, domid: u16) -> Result<(), Errno> {
+        match self.require_self(domid) {
+            Err(Errno::Perm) => Err(Errno::Acces),
+            other => other,
         }
     }
 }

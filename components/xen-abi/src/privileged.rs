@@ -2,7 +2,7 @@
 //! in the order in which Xen checks. And `console_io`, `vm_assist`, which are small.
 
 use crate::access::{Caller, Fields, Reply};
-use crate::domain::{DOMID_SELF, Domain};
+use crate::domain::{DOMID_SELF, Domain, SYSTEM};
 use crate::env::Env;
 use crate::errno::Errno;
 use crate::memory::GuestMemory;
@@ -14,9 +14,8 @@ const PLATFORM_VERSION: u32 = 0x0300_0001;
 /// `XEN_DOMCTL_createdomain`, which names no existing domain.
 const DOMCTL_CREATE: u32 = 1;
 
-/// `PHYSDEVOP_map_pirq`, `PHYSDEVOP_unmap_pirq`.
-pub(crate) const PHYSDEVOP_MAP_PIRQ: u32 = 13;
-pub(crate) const PHYSDEVOP_UNMAP_PIRQ: u32 = 14;
+/// Buffers that Xen's `do_dm_op` has room for.
+const MOST_BUFFERS: u32 = 2;
 
 const CONSOLEIO_WRITE: u32 = 0;
 const CONSOLEIO_READ: u32 = 1;
@@ -70,18 +69,41 @@ impl Domain {
         let bytes: [u8; 12] = caller.fetch(argument)?;
         if bytes.u32_at(4) != CTL_VERSION {
             Err(Errno::Acces)
-        } else if bytes.u32_at(0) == DOMCTL_CREATE || bytes.u16_at(8) == self.config.domid {
+        } else if bytes.u32_at(0) == DOMCTL_CREATE
+            || matches!(bytes.u16_at(8), domid if domid == SYSTEM || domid == self.config.domid)
+        {
             Err(Errno::Perm)
         } else {
             Err(Errno::Srch)
         }
     }
 
-    pub(crate) fn dm_op(&self, domid: u16) -> Reply {
-        if domid == DOMID_SELF || domid == self.config.domid {
-            Err(Errno::Perm)
-        } else {
-            Err(Errno::Srch)
+    #[inline(never)]
+    pub(crate) fn dm_op<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        domid: u16,
+        buffers: u32,
+        list: u64,
+    ) -> Reply {
+        match buffers {
+            0 => return Err(Errno::NoData),
+            1..=MOST_BUFFERS => {}
+            _ => return Err(Errno::TooBig),
+        }
+        for index in 0..u64::from(buffers) {
+            // struct xen_dm_op_buf: a handle and its size.
+            let size = 2 * caller.word();
+            let mut bytes = [0; 16];
+            let bytes = bytes.get_mut(..size as usize).ok_or(Errno::Fault)?;
+            caller.read(list.wrapping_add(index * size), bytes)?;
+        }
+        // DOMID_SELF is not taken here.
+        match domid {
+            // Not an HVM domain.
+            SYSTEM => Err(Errno::Inval),
+            own if own == self.config.domid => Err(Errno::Perm),
+            _ => Err(Errno::Srch),
         }
     }
 
@@ -89,25 +111,8 @@ impl Domain {
     pub(crate) fn mmuext_op(&self, foreign: u32) -> Reply {
         match foreign as u16 {
             DOMID_SELF => Err(Errno::Inval),
-            DOMID_IO | DOMID_XEN => Err(Errno::Perm),
+            DOMID_IO | DOMID_XEN | SYSTEM => Err(Errno::Perm),
             _ => Err(Errno::Srch),
-        }
-    }
-
-    #[inline(never)]
-    pub(crate) fn physdev_op<M: GuestMemory, E: Env>(
-        &mut self,
-        caller: &mut Caller<M, E>,
-        command: u32,
-        argument: u64,
-    ) -> Reply {
-        match command {
-            PHYSDEVOP_MAP_PIRQ | PHYSDEVOP_UNMAP_PIRQ => {
-                let bytes: [u8; 8] = caller.fetch(argument)?;
-                self.require_self(bytes.u16_at(0))?;
-                Err(Errno::Perm)
-            }
-            _ => Err(Errno::NoSys),
         }
     }
 

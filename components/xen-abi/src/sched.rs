@@ -2,7 +2,7 @@
 
 use crate::access::{Caller, Fields, Reply};
 use crate::call::Next;
-use crate::domain::Domain;
+use crate::domain::{Domain, SYSTEM};
 use crate::env::Env;
 use crate::errno::Errno;
 use crate::event::Binding;
@@ -136,10 +136,11 @@ impl Domain {
             }
             op::REMOTE_SHUTDOWN => {
                 let bytes: [u8; 8] = caller.fetch(argument)?;
-                if bytes.u16_at(0) == self.config.domid {
-                    Err(Errno::Perm)
-                } else {
-                    Err(Errno::Srch)
+                // DOMID_SELF is not taken here.
+                match bytes.u16_at(0) {
+                    SYSTEM => Err(Errno::Perm),
+                    own if own == self.config.domid => Err(Errno::Perm),
+                    _ => Err(Errno::Srch),
                 }
             }
             op::PIN_OVERRIDE => Err(Errno::Perm),

@@ -16,7 +16,8 @@ use crate::machines::Machines;
 use crate::report::{Claim, Report};
 use crate::session::Session;
 use crate::xen::answers::{Logs, Table, logs_in};
-use crate::xen::differences::{compare, parse};
+use crate::xen::differences::{Pairs, compare, parse};
+use crate::xen::recorded::Recorded;
 use crate::xen::{ORACLE, memory_in_file, record};
 
 /// Seeds that every run of the group makes, and all of them.
@@ -94,27 +95,34 @@ impl Scene {
         logs_in(&self.memory)
     }
 
+    fn read(&self, path: &str) -> Result<String> {
+        let path = self.root.join(path);
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
     fn compared(&self, part: &str, here: &Table) -> Result<()> {
+        let xen = Table::parse(&self.read(&record::file(part))?)?;
+        self.explained(part, &Pairs::of_tables(&xen, here), true)
+    }
+
+    /// Each pair of different answers has a reason in the list of its part; with `whole`, each
+    /// reason has such a pair.
+    fn explained(&self, part: &str, pairs: &Pairs, whole: bool) -> Result<()> {
+        let list = parse(&self.read(&format!("{ORACLE}/differences-{part}.txt"))?)?;
+        let mut found = compare(pairs, &list);
+        if !whole {
+            found.unused.clear();
+        }
         // The whole of it is for whoever explains it.
         let folder = self.memory.parent().context("no folder")?;
-        fs::write(folder.join(format!("oracle-{part}.txt")), here.to_string())?;
-        let read = |path: &str| {
-            let path = self.root.join(path);
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
-        };
-        let xen = Table::parse(&read(&record::file(part))?)?;
-        let kind = match part {
-            "few" | "all" => "calls",
-            other => other,
-        };
-        let list = parse(&read(&format!("{ORACLE}/differences-{kind}.txt"))?)?;
-        let found = compare(&xen, here, &list);
-        let unexplained = found.unexplained.join("\n") + "\n";
-        fs::write(folder.join(format!("unexplained-{part}.txt")), unexplained)?;
+        let mut text = found.unexplained.join("\n") + "\n";
+        for (reason, count) in &found.reasons {
+            text += &format!("# {count} times: {reason}\n");
+        }
+        fs::write(folder.join(format!("unexplained-{part}.txt")), text)?;
         println!(
-            "     {part}: {} questions, {} answered otherwise than by Xen and explained",
-            xen.0.len(),
-            found.explained
+            "     {part}: {} answered as by Xen, {} otherwise and explained",
+            pairs.same, found.explained
         );
         if found.unexplained.is_empty() && found.unused.is_empty() {
             return Ok(());
@@ -142,7 +150,7 @@ impl Drop for Scene {
 fn nothing_is_reached(scene: &mut Scene) -> Result<()> {
     scene.done("reach", ROLE)?;
     let table = Table::of_places(&scene.logs()?)?;
-    for (key, answers) in &table.0 {
+    for (key, answer) in &table.0 {
         let foreign = key.starts_with("load ") || key.starts_with("place ");
         let own = [
             "own page",
@@ -153,14 +161,12 @@ fn nothing_is_reached(scene: &mut Scene) -> Result<()> {
         if !foreign || own.iter().any(|own| key.contains(own)) {
             continue;
         }
-        for answer in answers.keys() {
-            let load = answer.trim_start_matches("load ");
-            let nothing = load.starts_with("0xffffffff") || load.starts_with('#');
-            let still = !answer.contains("then")
-                || answer.ends_with("then 0xffffffff")
-                || answer.ends_with("then 0x0");
-            ensure!(nothing && still, "{key}: {answer}");
-        }
+        let load = answer.trim_start_matches("load ");
+        let nothing = load.starts_with("0xffffffff") || load.starts_with('#');
+        let still = !answer.contains("then")
+            || answer.ends_with("then 0xffffffff")
+            || answer.ends_with("then 0x0");
+        ensure!(nothing && still, "{key}: {answer}");
     }
     Ok(())
 }
@@ -196,11 +202,18 @@ const CLAIMS: &[Claim<Scene>] = &[
         let table = Table::of_places(&scene.logs()?)?;
         scene.compared("addresses", &table)
     }),
+    ("registers_and_ports_answer_as_xens", |scene| {
+        let table = Table::of_registers(&scene.logs()?)?;
+        scene.compared("registers", &table)
+    }),
     ("hypercalls_answer_as_xens", |scene| {
-        let seeds = scene.seeds.clone();
-        let table = Table::of_calls(&scene.logs()?, seeds.clone())?;
-        let part = if seeds == FEW_SEEDS { "few" } else { "all" };
-        scene.compared(part, &table)
+        let logs = scene.logs()?;
+        let mut pairs = Pairs::default();
+        for seed in scene.seeds.clone() {
+            let here = Recorded::of_logs(&logs, seed)?;
+            Recorded::load(&scene.root, seed)?.compare(&here, seed, &mut pairs);
+        }
+        scene.explained("calls", &pairs, scene.seeds == ALL_SEEDS)
     }),
 ];
 

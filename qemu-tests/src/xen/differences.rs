@@ -1,5 +1,5 @@
-//! Holds what a guest was answered here against what Xen answered, and both against the list of
-//! explained differences. The list is checked both ways: a difference that no entry explains is a
+//! Holds what a guest was answered here against what Xen answered to the same question, and both
+//! against the list of explained differences. The list is checked both ways: a difference that no entry explains is a
 //! failure, as is an entry that explains nothing.
 //!
 //! The list is text. A line that begins with `#` is a reason; the entries below it, until the next
@@ -7,17 +7,21 @@
 //!
 //! ```text
 //! # Here is no domain 0.
-//! call 32.* * domain-0 : -1 => -3
+//! call 32.* * domain-0 : -1; -22 => -3
 //! ```
 //!
-//! An entry is a pattern of keys (`*` stands for anything), what Xen answers oftener, and what is
-//! answered oftener here: answers separated by `;`, each a pattern too.
+//! An entry is a pattern of keys (`*` stands for anything), what Xen answers, and what is answered
+//! here: answers separated by `;`, each a pattern too. It explains a question that Xen answers with one of
+//! the former and that is answered with one of the latter here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 
 use super::answers::Table;
+
+/// The answer to what a table has no row for: #GP of a register, ones of a port or an address.
+pub const USUAL: &str = "as usual";
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,27 +33,61 @@ pub struct Entry {
     here: Vec<String>,
 }
 
-/// One difference: of an answer to a question.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A question and two answers to it that differ.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Difference {
     /// What was asked.
     pub key: String,
-    /// Answers that Xen gives oftener, and by how much.
-    pub xen: Vec<(String, u64)>,
-    /// Answers that are given oftener here.
-    pub here: Vec<(String, u64)>,
+    /// What Xen answered.
+    pub xen: String,
+    /// What was answered here.
+    pub here: String,
 }
 
-impl Difference {
-    fn text(&self) -> String {
-        let side = |answers: &[(String, u64)]| {
-            let words: Vec<String> = answers
-                .iter()
-                .map(|(answer, count)| format!("{answer} x{count}"))
-                .collect();
-            words.join(" | ")
-        };
-        format!("{} : {} => {}", self.key, side(&self.xen), side(&self.here))
+/// How often something was seen, and where for the first time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    count: u64,
+    first: String,
+}
+
+/// All pairs of answers.
+#[derive(Clone, Debug, Default)]
+pub struct Pairs {
+    /// Questions answered alike.
+    pub same: u64,
+    differences: BTreeMap<Difference, Seen>,
+}
+
+impl Pairs {
+    /// Adds a question; `place` says where it was asked.
+    pub fn add(&mut self, key: String, xen: String, here: String, place: impl FnOnce() -> String) {
+        if xen == here {
+            self.same += 1;
+            return;
+        }
+        let difference = Difference { key, xen, here };
+        self.differences
+            .entry(difference)
+            .and_modify(|seen| seen.count += 1)
+            .or_insert_with(|| Seen {
+                count: 1,
+                first: place(),
+            });
+    }
+
+    /// Those of two tables.
+    pub fn of_tables(xen: &Table, here: &Table) -> Pairs {
+        let mut pairs = Pairs::default();
+        let keys: BTreeSet<&String> = xen.0.keys().chain(here.0.keys()).collect();
+        for key in keys {
+            let answer = |table: &Table| {
+                let answer = table.0.get(key).map_or(USUAL, String::as_str);
+                answer.to_owned()
+            };
+            pairs.add(key.clone(), answer(xen), answer(here), String::new);
+        }
+        pairs
     }
 }
 
@@ -112,37 +150,6 @@ fn matches(pattern: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// Every difference of two tables.
-pub fn between(xen: &Table, here: &Table) -> Vec<Difference> {
-    let keys: BTreeSet<&String> = xen.0.keys().chain(here.0.keys()).collect();
-    let mut out = Vec::new();
-    for key in keys {
-        let count = |table: &Table, answer: &String| -> u64 {
-            let row = table.0.get(key);
-            row.and_then(|row| row.get(answer)).copied().unwrap_or(0)
-        };
-        let rows = [xen, here].into_iter().filter_map(|table| table.0.get(key));
-        let answers: BTreeSet<&String> = rows.flat_map(|row| row.keys()).collect();
-        let mut difference = Difference {
-            key: key.clone(),
-            xen: Vec::new(),
-            here: Vec::new(),
-        };
-        for answer in answers {
-            let (there, own) = (count(xen, answer), count(here, answer));
-            if there > own {
-                difference.xen.push((answer.clone(), there - own));
-            } else if own > there {
-                difference.here.push((answer.clone(), own - there));
-            }
-        }
-        if !(difference.xen.is_empty() && difference.here.is_empty()) {
-            out.push(difference);
-        }
-    }
-    out
-}
-
 /// What the comparison found.
 #[derive(Clone, Debug, Default)]
 pub struct Comparison {
@@ -150,32 +157,35 @@ pub struct Comparison {
     pub unexplained: Vec<String>,
     /// Entries that explain nothing, as text.
     pub unused: Vec<String>,
-    /// Differences that are explained.
-    pub explained: usize,
+    /// Questions that are answered otherwise, with an explanation.
+    pub explained: u64,
+    /// For each reason, how many questions it explains.
+    pub reasons: BTreeMap<String, u64>,
 }
 
 /// Compares.
-pub fn compare(xen: &Table, here: &Table, list: &[Entry]) -> Comparison {
+pub fn compare(pairs: &Pairs, list: &[Entry]) -> Comparison {
     let mut used = vec![false; list.len()];
     let mut out = Comparison::default();
-    for difference in between(xen, here) {
-        let mut left = difference.clone();
-        for (entry, used) in list.iter().zip(&mut used) {
-            if !matches(&entry.keys, &difference.key) {
-                continue;
-            }
-            let known = |patterns: &[String], answer: &str| {
-                patterns.iter().any(|pattern| matches(pattern, answer))
-            };
-            let before = left.xen.len() + left.here.len();
-            left.xen.retain(|(answer, _)| !known(&entry.xen, answer));
-            left.here.retain(|(answer, _)| !known(&entry.here, answer));
-            *used |= left.xen.len() + left.here.len() < before;
-        }
-        if left.xen.is_empty() && left.here.is_empty() {
-            out.explained += 1;
+    for (difference, seen) in &pairs.differences {
+        let known = |patterns: &[String], answer: &str| {
+            patterns.iter().any(|pattern| matches(pattern, answer))
+        };
+        let explains = |entry: &Entry| {
+            matches(&entry.keys, &difference.key)
+                && known(&entry.xen, &difference.xen)
+                && known(&entry.here, &difference.here)
+        };
+        let mut entries = list.iter().zip(&mut used);
+        if let Some((entry, used)) = entries.find(|(entry, _)| explains(entry)) {
+            *used = true;
+            out.explained += seen.count;
+            *out.reasons.entry(entry.reason.clone()).or_default() += seen.count;
         } else {
-            out.unexplained.push(difference.text());
+            let Difference { key, xen, here } = difference;
+            let Seen { count, first } = seen;
+            out.unexplained
+                .push(format!("{key} : {xen} => {here} x{count} {first}"));
         }
     }
     for (entry, used) in list.iter().zip(used) {
@@ -192,10 +202,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIST: &str = "# Here is\n# no domain 0.\ncall 32.* domain-0 : -1 => -3; -22\n\n# Other.\nmsr * : a* =>\n";
+    const LIST: &str = "# Here is\n# no domain 0.\ncall 32.* domain-0 : -1 => -3; -22\n\n# Other.\nmsr * : a* => as usual\n";
 
-    fn table(text: &str) -> Table {
-        Table::parse(text).unwrap()
+    fn pairs(xen: &str, here: &str) -> Pairs {
+        Pairs::of_tables(&Table::parse(xen).unwrap(), &Table::parse(here).unwrap())
     }
 
     #[test]
@@ -203,25 +213,32 @@ mod tests {
         let list = parse(LIST).unwrap();
         assert_eq!(list[0].reason, "Here is no domain 0.");
         assert_eq!(list[1].reason, "Other.");
-        let xen = table("call 32.4 good domain-0 | -1 x4 | 0 x1\nmsr 1 | abc x1\nmsr 2 | b x1\n");
-        let here = table("call 32.4 good domain-0 | -3 x4 | 0 x1\nmsr 2 | b x1\n");
-        let found = compare(&xen, &here, &list);
+        let xen = "call 32.4 good domain-0 | -1\nmsr 1 | abc\nmsr 2 | b\n";
+        let found = compare(
+            &pairs(xen, "call 32.4 good domain-0 | -3\nmsr 2 | b\n"),
+            &list,
+        );
         assert!(
             found.unexplained.is_empty() && found.unused.is_empty(),
             "{found:?}"
         );
         assert_eq!(found.explained, 2);
+        assert_eq!(found.reasons["Other."], 1);
 
-        let other = table("call 32.4 good domain-0 | -5 x4 | 0 x1\nmsr 2 | b x1\n");
-        assert_eq!(compare(&xen, &other, &list).unexplained.len(), 1);
-        let same = compare(&xen, &xen, &list);
-        assert_eq!((same.explained, same.unused.len()), (0, 2));
+        let found = compare(
+            &pairs(xen, "call 32.4 good domain-0 | -5\nmsr 2 | b\n"),
+            &list,
+        );
+        assert_eq!((found.unexplained.len(), found.unused.len()), (1, 1));
+        let found = compare(&pairs(xen, xen), &list);
+        assert_eq!((found.explained, found.unused.len()), (0, 2));
     }
 
     #[test]
-    fn a_changed_count_is_a_difference() {
-        let found = between(&table("a | 0 x4\n"), &table("a | 0 x5\n"));
-        assert_eq!(found[0].here, [("0".to_owned(), 1)]);
+    fn the_two_answers_must_belong_to_one_entry() {
+        let list = parse("# One.\na : 1 => 2\n\n# Other.\na : 3 => 4\n").unwrap();
+        let found = compare(&pairs("a | 1\n", "a | 4\n"), &list);
+        assert_eq!(found.unexplained, ["a : 1 => 4 x1 "]);
     }
 
     proptest! {

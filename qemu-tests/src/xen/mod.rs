@@ -3,14 +3,16 @@
 //! | module | does |
 //! |---|---|
 //! | [`dom0`] | assembles hypervisor, kernel and an initramfs with the toolstack |
-//! | [`answers`] | reads the hostile guest's logs out of a machine's memory; makes a table of them |
-//! | [`differences`] | holds two tables and the list of explained differences against each other |
+//! | [`answers`] | reads the hostile guest's logs out of a machine's memory; makes tables of them |
+//! | [`recorded`] | the answers to one seed as a file; compares them call by call |
+//! | [`differences`] | holds pairs of answers and the list of explained differences against each other |
 //! | [`record`] | runs the hostile guest under Xen and writes the oracle |
 
 pub mod answers;
 pub mod differences;
 pub mod dom0;
 pub mod record;
+pub mod recorded;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

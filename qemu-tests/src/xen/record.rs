@@ -1,16 +1,22 @@
-//! `cargo suite oracle [--full]`: runs the hostile guest under a real Xen and writes down what it was
-//! answered. Takes some minutes; the results are committed.
+//! `cargo suite oracle [--full] [--again]`: runs the hostile guest under a real Xen and writes down
+//! what it was answered. The results are committed.
+//!
+//! Registers, ports and addresses take a minute or two and are recorded each time; a seed takes
+//! about 20 s, and is recorded if its file is missing or answers other calls, or with `--again`.
+//! All seeds are made by one guest of one boot. What is done is written as it goes, so that an
+//! interrupted run is taken up where it ended.
 
 use std::fs;
 use std::ops::Range;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use hostile_calls::layout::RAM;
 use image_builder::debian::Cache;
 use image_builder::workspace::Flavour;
 
-use super::answers::{Logs, Table, logs_in};
+use super::answers::{Table, logs_in};
 use super::dom0::{Guest, READY, VERSION, assemble};
+use super::recorded::{Recorded, missing};
 use super::{ORACLE, memory_in_file};
 use crate::hostile::guests::{ALL_SEEDS, FEW_SEEDS};
 use crate::machines::Machines;
@@ -21,46 +27,40 @@ use crate::session::Session;
 const MEMORY: u64 = 1024;
 /// Seconds until dom0 is up, on a busy machine.
 const BOOT: u64 = 600;
-/// Seconds for one guest.
+/// Seconds for one guest, or one seed.
 const GUEST: u64 = 3600;
+/// Seeds after which what is done is written.
+const AT_ONCE: u32 = 8;
 
 /// The table's file for a part of the oracle.
 pub fn file(part: &str) -> String {
     format!("{ORACLE}/xen-{VERSION}-{part}.txt")
 }
 
-/// Records the registers, ports and addresses, and the calls of a few seeds; with `full`, of all.
-pub fn run(machines: &mut Machines, report: &mut Report, full: bool) {
+/// Records the registers, ports and addresses, and of a few seeds, with `full` of all, those that
+/// are not recorded; with `again` those that are as well.
+pub fn run(machines: &mut Machines, report: &mut Report, full: bool, again: bool) {
     report.claim("real_xen_is_recorded", || {
         let seeds = if full { ALL_SEEDS } else { FEW_SEEDS };
-        let (logs, version) = logs_under_xen(machines, &seeds)?;
-        let mut parts = vec![
-            ("addresses", Table::of_places(&logs)?),
-            ("registers", Table::of_registers(&logs)?),
-            ("few", Table::of_calls(&logs, FEW_SEEDS)?),
-        ];
-        if full {
-            parts.push(("all", Table::of_calls(&logs, ALL_SEEDS)?));
-        }
-        for (part, table) in parts {
-            let path = machines.workspace.root.join(file(part));
-            let text = format!(
-                "# What {version} answered to qemu-tests/hostile-guest in QEMU. Written by\n\
-                 # `cargo suite oracle --full`; see docs/xen-differences.md.\n{table}"
-            );
-            fs::create_dir_all(path.parent().context("no folder")?)?;
-            fs::write(&path, text)?;
-        }
-        Ok(())
+        let seeds = match again {
+            true => seeds,
+            false => {
+                let missing = missing(&machines.workspace.root, seeds);
+                let first = missing.first().copied().unwrap_or(0);
+                first..missing.last().map_or(first, |last| last + 1)
+            }
+        };
+        under_xen(machines, seeds)
     });
 }
 
-fn logs_under_xen(machines: &Machines, seeds: &Range<u32>) -> Result<(Logs, String)> {
+fn under_xen(machines: &Machines, seeds: Range<u32>) -> Result<()> {
+    let root = &machines.workspace.root;
     let built = machines
         .workspace
         .build(Flavour::Component, &["hostile-guest"])?;
     let kernel = built.first().context("no hostile guest")?;
-    let cache = Cache::new(&machines.workspace.root.join("build/cache"));
+    let cache = Cache::new(&root.join("build/cache"));
     let folder = machines.folder().join("xen");
     let guest = |name, cmdline: String| Guest {
         name,
@@ -68,10 +68,9 @@ fn logs_under_xen(machines: &Machines, seeds: &Range<u32>) -> Result<(Logs, Stri
         cmdline,
         memory_mib: RAM >> 20,
     };
-    // The calls come first: what is asked depends on the number of the domain, which is 1 here.
-    let seeds = format!("calls {} {}", seeds.start, seeds.len());
+    let calls = format!("calls {} {}", seeds.start, seeds.len());
     let guests = [
-        guest("calls", seeds),
+        guest("calls", calls),
         guest("reach", "reach".into()),
         guest("registers", "registers".into()),
     ];
@@ -82,13 +81,42 @@ fn logs_under_xen(machines: &Machines, seeds: &Range<u32>) -> Result<(Logs, Stri
     memory_in_file(&mut command, &memory, MEMORY);
     let mut session = Session::start(command, &folder.join("transcript"))?;
     session.expect(READY, BOOT)?;
-    for guest in &guests {
-        session.shell(&format!("xl create /guests/{}.cfg", guest.name), BOOT)?;
-        session.saw(&format!("hostile: {} done", guest.name), GUEST)?;
+
+    // The calls come first: what is asked depends on the number of the domain, which is 1 then.
+    if !seeds.is_empty() {
+        session.shell("xl create /guests/calls.cfg", BOOT)?;
+        let mut written = seeds.start;
+        for seed in seeds.clone() {
+            session.saw(&format!("hostile: seed {seed} logged"), GUEST)?;
+            if (seed + 1 - seeds.start).is_multiple_of(AT_ONCE) || seed + 1 == seeds.end {
+                let logs = logs_in(&memory)?;
+                for seed in written..=seed {
+                    Recorded::of_logs(&logs, seed)?.store(root, seed, &xen.version)?;
+                }
+                written = seed + 1;
+                println!("     {written} of {} seeds", seeds.end);
+            }
+        }
+        session.saw("hostile: calls done", GUEST)?;
+    }
+    for name in ["reach", "registers"] {
+        session.shell(&format!("xl create /guests/{name}.cfg"), BOOT)?;
+        session.saw(&format!("hostile: {name} done"), GUEST)?;
     }
     let logs = logs_in(&memory)?;
     drop(session);
     fs::remove_file(&memory)?;
-    ensure!(!logs.is_empty(), "no log was found in the machine's memory");
-    Ok((logs, xen.version))
+    let parts = [
+        ("addresses", Table::of_places(&logs)?),
+        ("registers", Table::of_registers(&logs)?),
+    ];
+    for (part, table) in parts {
+        let text = format!(
+            "# What {} answered to qemu-tests/hostile-guest in QEMU. Written by\n\
+             # `cargo suite oracle`; see docs/xen-differences.md.\n{table}",
+            xen.version
+        );
+        fs::write(root.join(file(part)), text)?;
+    }
+    Ok(())
 }

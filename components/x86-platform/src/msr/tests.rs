@@ -48,11 +48,24 @@ fn unknown_registers_fault() {
         0x1a0,
         0x480,
         0xc001_0117,
-        0xc001_0004,
+        0xc001_0020,
+        0xc001_0008,
         0x4b56_4d00,
     ] {
         assert_eq!(amd.read(msr), Read::Fault, "{msr:#x}");
+        let update = msr == 0xc001_0020;
+        let expected = if update { Write::Done } else { Write::Fault };
+        assert_eq!(amd.write(msr, 0), expected, "{msr:#x}");
+    }
+    // What can be read only.
+    for msr in [0, 1, 0x2c, 0x8b, 0xc001_0015, 0xc001_0055] {
+        assert!(matches!(amd.read(msr), Read::Value(_)), "{msr:#x}");
         assert_eq!(amd.write(msr, 0), Write::Fault, "{msr:#x}");
+    }
+    // Counters that count nothing.
+    for msr in [0xc001_0000, 0xc001_0007, 0xc001_0200, 0xc001_020b] {
+        assert_eq!(amd.write(msr, u64::MAX), Write::Done, "{msr:#x}");
+        assert_eq!(amd.read(msr), Read::Value(0), "{msr:#x}");
     }
     assert_eq!(amd.read(0xc001_0114), Read::Value(1 << 4));
     assert_eq!(amd.write(0xc001_0114, 0), Write::Fault);

@@ -276,7 +276,14 @@ fn reset_closes_everything() {
         guest.event(op::RESET, &[u32::from(STRANGER)]),
         error(Errno::Srch)
     );
+    assert_eq!(guest.event(op::RESET, &[0]), error(Errno::Perm));
     assert_eq!(guest.bind_ipi(0), 1);
+    // Nothing is left to be gone on with.
+    assert_eq!(
+        guest.event(op::RESET_CONT, &[u32::from(SELF)]),
+        error(Errno::Busy)
+    );
+    assert_eq!(guest.bind_ipi(0), 2);
 }
 
 #[test]
@@ -302,9 +309,15 @@ fn fifo_abi_is_refused_so_that_guests_stay_with_two_levels() {
 }
 
 #[test]
-fn physical_interrupts_are_not_for_pvh() {
+fn numbers_of_physical_interrupts_are_bound_once_and_mean_nothing() {
     let mut guest = Guest::new(1);
-    assert_eq!(guest.event(op::BIND_PIRQ, &[16, 0, 0]), error(Errno::Inval));
+    assert_eq!(guest.event(op::BIND_PIRQ, &[56, 0, 0]), error(Errno::Inval));
+    assert_eq!(guest.event(op::BIND_PIRQ, &[55, 0, 0]), 0);
+    let port = guest.u32(ARG + 8);
+    assert_eq!(guest.event(op::BIND_PIRQ, &[55, 0, 0]), error(Errno::Exist));
+    assert_eq!(guest.event(op::SEND, &[port]), error(Errno::Inval));
+    assert_eq!(guest.event(op::CLOSE, &[port]), 0);
+    assert_eq!(guest.event(op::BIND_PIRQ, &[55, 0, 0]), 0);
 }
 
 #[test]

@@ -68,21 +68,28 @@ fn version_1_is_the_only_one() {
 #[test]
 fn maps_and_unmaps_are_refused_entry_by_entry() {
     let mut guest = Guest::new(1);
-    // Host map of a stranger's, neither map, host map of its own.
-    for (index, (flags, dom)) in [(2, STRANGER), (0, STRANGER), (2, SELF)].iter().enumerate() {
-        let at = ARG + index as u64 * 32;
-        guest.put_u32s(at, &[0, 0, *flags, 8, u32::from(*dom), 0, 0, 0]);
+    let maps = [
+        (2, 8, STRANGER, status::BAD_DOMAIN),
+        (0, 8, STRANGER, status::BAD_GNTREF),
+        // Into a device's map.
+        (3, 8, STRANGER, status::GENERAL_ERROR),
+        // The domain's own, by its number only.
+        (2, 8, OWN, status::GENERAL_ERROR),
+        (2, 1 << 20, OWN, status::BAD_GNTREF),
+        (2, 8, SELF, status::BAD_DOMAIN),
+        // Domain 0's.
+        (2, 8, 0, status::GENERAL_ERROR),
+        (2, 512, 0, status::BAD_GNTREF),
+    ];
+    for (at, (flags, reference, dom, _)) in (ARG..).step_by(32).zip(maps) {
+        guest.put_u32s(at, &[0, 0, flags, reference, u32::from(dom), 0, 0, 0]);
     }
-    assert_eq!(grant_op(&mut guest, op::MAP_GRANT_REF, 3), 0);
-    for (index, expected) in [
-        status::BAD_DOMAIN,
-        status::BAD_GNTREF,
-        status::GENERAL_ERROR,
-    ]
-    .iter()
-    .enumerate()
-    {
-        assert_eq!(status_at(&guest, ARG + index as u64 * 32 + 18), *expected);
+    assert_eq!(
+        grant_op(&mut guest, op::MAP_GRANT_REF, maps.len() as u64),
+        0
+    );
+    for (at, (.., expected)) in (ARG..).step_by(32).zip(maps) {
+        assert_eq!(status_at(&guest, at + 18), expected, "{at:#x}");
     }
     guest.put(ARG, &[0; 48]);
     assert_eq!(grant_op(&mut guest, op::UNMAP_GRANT_REF, 2), 0);
@@ -178,12 +185,21 @@ fn copy_works_between_own_pages_and_own_grants() {
 fn copies_that_name_what_is_not_there_get_xens_status() {
     let mut guest = Guest::new(1);
     for (source, target, length, flags, expected) in [
+        // Absent domains come first, then all of the source, then the target.
+        ((8, STRANGER, 0), (9, SELF, 0), 8, 0, status::BAD_DOMAIN),
+        ((8, OWN, 0), (9, STRANGER, 0), 8, 0, status::BAD_DOMAIN),
+        ((PAGES, SELF, 0), (9, OWN, 0), 8, 0, status::BAD_PAGE),
+        ((8, SELF, 0), (9, OWN, 0), 8, 0, status::PERMISSION_DENIED),
+        ((8, 0, 0), (9, SELF, 0), 8, 0, status::PERMISSION_DENIED),
+        // Domain 0's grants, and a reference below what is left of a frame.
+        ((8, 0, 0), (9, SELF, 0), 8, 1, status::GENERAL_ERROR),
+        ((512, 0, 0), (9, SELF, 0), 8, 1, status::BAD_GNTREF),
         (
-            (8, STRANGER, 0),
+            (1 << 32 | 3, SELF, 0),
             (9, SELF, 0),
             8,
-            0,
-            status::PERMISSION_DENIED,
+            1,
+            status::GENERAL_ERROR,
         ),
         ((8, OWN, 0), (9, SELF, 0), 8, 0, status::PERMISSION_DENIED),
         ((8, STRANGER, 0), (9, SELF, 0), 8, 1, status::BAD_DOMAIN),

@@ -196,6 +196,15 @@ fn pagetable_dying_is_for_shadow_paging() {
         guest.call(HVM_OP, &[op::PAGETABLE_DYING, ARG]),
         error(Errno::Inval)
     );
+    // Domain 0 is another one, and none with parameters.
+    guest.put_u32s(ARG, &[0, 0, 0, 0]);
+    for (operation, errno) in [
+        (op::PAGETABLE_DYING, Errno::OpNotSupp),
+        (op::SET_PARAM, Errno::Inval),
+        (op::GET_PARAM, Errno::Inval),
+    ] {
+        assert_eq!(guest.call(HVM_OP, &[operation, ARG]), error(errno));
+    }
     guest.put_u32s(ARG, &[u32::from(STRANGER), 0, 0, 0]);
     assert_eq!(
         guest.call(HVM_OP, &[op::PAGETABLE_DYING, ARG]),

@@ -302,11 +302,16 @@ fn operations_of_toolstacks_and_absent_features_are_refused() {
     guest.put(ARG, &[0; 64]);
     for (operation, dom_at, own, stranger) in [
         (op::GET_VNUMAINFO, 0, Errno::OpNotSupp, Errno::Srch),
-        (op::ACQUIRE_RESOURCE, 0, Errno::Perm, Errno::Srch),
+        (op::ACQUIRE_RESOURCE, 0, Errno::Acces, Errno::Acces),
         (op::ACCESS_OP, 2, Errno::Perm, Errno::Srch),
         (op::SET_POD_TARGET, 32, Errno::Perm, Errno::Srch),
         (op::GET_POD_TARGET, 32, Errno::Perm, Errno::Srch),
         (op::CLAIM_PAGES, 24, Errno::Perm, Errno::Inval),
+        // Domain 0, as what is not there in these.
+        (op::ACCESS_OP, 4, Errno::Inval, Errno::Inval),
+        (op::SET_POD_TARGET, 34, Errno::Inval, Errno::Inval),
+        (op::CLAIM_PAGES, 26, Errno::Perm, Errno::Perm),
+        (op::GET_VNUMAINFO, 4, Errno::Perm, Errno::Perm),
     ] {
         guest.put(ARG, &[0; 64]);
         guest.put(ARG + dom_at, &OWN.to_le_bytes());
@@ -322,16 +327,42 @@ fn operations_of_toolstacks_and_absent_features_are_refused() {
             "{operation}"
         );
     }
-    assert_eq!(
-        guest.call(MEMORY_OP, &[op::MACHINE_MEMORY_MAP, ARG]),
-        error(Errno::Perm)
-    );
-    for operation in [5, 8, 12, 18, 19, 20, 22, 25, 29, 63] {
+    for operation in [8, 10, 12, 20, 22, 29, 63] {
         assert_eq!(
             guest.call(MEMORY_OP, &[operation, ARG]),
             error(Errno::NoSys),
             "{operation}"
         );
+    }
+    assert_eq!(guest.call(MEMORY_OP, &[25, ARG]), error(Errno::OpNotSupp));
+}
+
+#[test]
+fn no_page_is_shared_and_no_machine_frame_is_told() {
+    let mut guest = Guest::new(1);
+    assert_eq!(guest.call(MEMORY_OP, &[op::GET_SHARING_FREED_PAGES, 0]), 0);
+    assert_eq!(guest.call(MEMORY_OP, &[op::GET_SHARING_SHARED_PAGES, 0]), 0);
+    guest.put_u64s(ARG, &[4, LIST, 7]);
+    guest.put_u64s(LIST, &[5; 4]);
+    assert_eq!(guest.call(MEMORY_OP, &[op::MACHPHYS_MFN_LIST, ARG]), 0);
+    assert_eq!((guest.u32(ARG + 16), guest.u32(LIST)), (0, 5));
+    assert_eq!(
+        guest.call(MEMORY_OP, &[op::MACHPHYS_MFN_LIST, 0xdead_0000]),
+        error(Errno::Fault)
+    );
+}
+
+#[test]
+fn a_position_is_for_operations_on_lists() {
+    let mut guest = Guest::new(1);
+    guest.put(ARG, &[0; 80]);
+    for operation in [2, 3, 4, 11, 14, 15, 24, 26, 27] {
+        let reply = guest.call(MEMORY_OP, &[operation | 1 << 6, ARG]);
+        assert_eq!(reply, error(Errno::Inval), "{operation}");
+    }
+    for operation in [5, 8, 9, 10, 12, 13, 16, 17, 18, 19, 20, 22, 25, 29] {
+        let reply = guest.call(MEMORY_OP, &[operation | 1 << 6, ARG]);
+        assert_eq!(reply, error(Errno::NoSys), "{operation}");
     }
 }
 
@@ -347,6 +378,12 @@ fn exchange_is_refused_for_a_translated_domain() {
         guest.call(MEMORY_OP, &[op::EXCHANGE, ARG]),
         error(Errno::OpNotSupp)
     );
+    // All done already, more than all.
+    for (done, reply) in [(1, 0), (2, error(Errno::Inval))] {
+        guest.put_u64s(ARG + 64, &[done]);
+        assert_eq!(guest.call(MEMORY_OP, &[op::EXCHANGE, ARG]), reply);
+    }
+    guest.put_u64s(ARG + 64, &[0]);
     guest.put_u32s(ARG + 16, &[10]);
     assert_eq!(
         guest.call(MEMORY_OP, &[op::EXCHANGE, ARG]),
