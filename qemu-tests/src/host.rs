@@ -29,6 +29,7 @@ const SAFE: &[&str] = &[
     "components/console/src/lib.rs",
     "components/root/src/lib.rs",
     "microvisor/vcpu-state/src/lib.rs",
+    "sdk/testkit/src/lib.rs",
     "image-builder/src/lib.rs",
     "image-builder/src/main.rs",
     "qemu-tests/src/main.rs",
