@@ -15,7 +15,8 @@ pub const KERNEL_DATA: u16 = 0x10;
 pub const USER_DATA: u16 = 0x18 | 3;
 /// User code, likewise: right after user data, as `SYSRET` wants it.
 pub const USER_CODE: u16 = 0x20 | 3;
-const TSS: u16 = 0x28;
+/// Task state.
+pub const TSS: u16 = 0x28;
 
 const PORT_BYTES: usize = 8192;
 /// Offset of the bitmap in the TSS.
@@ -49,6 +50,8 @@ pub struct Descriptors {
     tss: Tss,
     /// What the bitmap has open at present.
     open: [PortRange; PORT_RANGES],
+    /// The task register's limit leaves the bitmap out: no port is allowed.
+    cut: bool,
 }
 
 impl Descriptors {
@@ -99,14 +102,45 @@ impl Descriptors {
             ES::set_reg(null);
             FS::set_reg(null);
             GS::set_reg(null);
-            // The descriptor may be marked busy if this CPU loaded it before.
-            self.gdt[usize::from(TSS >> 3)] &= !(2 << 40);
-            load_tss(selector(TSS));
+            self.load_task();
             // After a reset LDTR covers 64 KiB from linear address 0, where a component may map what
             // it likes: descriptors of its own, call gates among them.
             #[cfg(not(control = "ldt"))]
             core::arch::asm!("lldt {:x}", in(reg) 0, options(nostack, preserves_flags));
         }
+    }
+
+    /// Loads the task register.
+    ///
+    /// # Safety
+    /// As [`Self::load`], which was called or is being called.
+    unsafe fn load_task(&mut self) {
+        // The descriptor may be marked busy if this CPU loaded it before.
+        self.gdt[usize::from(TSS >> 3)] &= !(2 << 40);
+        // SAFETY: see above.
+        unsafe { load_tss(SegmentSelector::new(TSS >> 3, PrivilegeLevel::Ring0)) };
+        self.cut = false;
+    }
+
+    /// Address of the task state.
+    pub fn task(&self) -> u64 {
+        &raw const self.tss as u64
+    }
+
+    /// An exit of VMX has set the task register's limit to that of a TSS without a bitmap (Intel SDM
+    /// vol. 3, 28.5.2): loads it anew if the current thread has ports, or once one is to have.
+    #[inline(always)]
+    pub fn left_guest(&mut self) {
+        self.cut = true;
+        if self.tss.bitmap_offset == BITMAP {
+            self.mend();
+        }
+    }
+
+    #[cold]
+    fn mend(&mut self) {
+        // SAFETY: only `load` makes the tables of this CPU known to it, so they are in place.
+        unsafe { self.load_task() };
     }
 
     /// Opens exactly these port ranges to user mode.
@@ -126,6 +160,9 @@ impl Descriptors {
             self.open = *ranges;
         }
         self.tss.bitmap_offset = BITMAP;
+        if self.cut {
+            self.mend();
+        }
     }
 
     fn fill(&mut self, range: PortRange, deny: bool) {

@@ -51,6 +51,8 @@ pub struct Header {
     pub nmi_window: Cell<bool>,
     /// DR6 and RFLAGS.TF from before a step.
     pub before_step: Cell<(u64, bool)>,
+    /// What VMX needs besides.
+    pub vmx: super::vmx::Soft,
 }
 const _: () = assert!(size_of::<Header>() <= FRAME as usize);
 
@@ -59,6 +61,14 @@ impl Header {
     #[inline]
     pub fn live_on(&self) -> Option<usize> {
         self.live_on.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    /// Nothing that is cached under the vCPU's identifier holds for it any longer: it gets another
+    /// at its next entry.
+    pub fn forget_identifier(&self) {
+        let mut held = self.held.get();
+        held.forget();
+        self.held.set(held);
     }
 
     /// Notes which CPU's registers hold it; `None` once all is saved.
@@ -104,6 +114,11 @@ impl Area {
     #[inline(always)]
     pub fn vendor(self) -> u64 {
         self.area + VENDOR_FRAME * FRAME
+    }
+
+    /// The I/O permission map, in all three of the vendor's last frames or the first two.
+    pub fn io_map(self) -> *mut u8 {
+        (DIRECT_MAP + self.vendor() + FRAME) as *mut u8
     }
 
     /// The state page.

@@ -9,7 +9,7 @@
 //! whenever the owner CPU is not inside this file.
 
 use super::area::Area;
-use super::{FORGOTTEN, PerCpu, Virt, features, svm};
+use super::{FORGOTTEN, PerCpu, Virt, features, is_vmx, svm, vmx};
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 use microvisor_vcpu_state::xsave;
@@ -32,10 +32,15 @@ static INITIAL: Image = {
     image
 };
 
-/// True if the vCPU's registers are in this CPU.
+/// True if the vCPU's registers are in this CPU, and it is one with SVM: the entry asks this first.
 #[inline(always)]
 pub fn is_resident(cpu: &PerCpu, area: &Area) -> bool {
     cpu.resident.load(Ordering::Relaxed) == area.physical()
+}
+
+/// The same on a CPU of any vendor.
+pub fn is_marked_resident(cpu: &PerCpu, area: &Area) -> bool {
+    cpu.resident.load(Ordering::Relaxed) == area.physical() | cpu.mark
 }
 
 /// Puts a vCPU's registers into this CPU. `Err`: they are in that other CPU.
@@ -47,7 +52,9 @@ pub fn make_resident(cpu: &PerCpu, area: Area) -> Result<(), usize> {
     }
     release(cpu);
     header.set_live_on(Some(cpu.index));
-    cpu.resident.store(area.physical(), Ordering::Relaxed);
+    cpu.resident
+        .store(area.physical() | cpu.mark, Ordering::Relaxed);
+    vendor!(arrive(cpu, area));
     with_fpu(|| {
         // SAFETY: the image is 64-byte aligned, whole, and only ever written by `save`, `reset` and
         // `sanitise`, so XRSTOR accepts it.
@@ -58,8 +65,8 @@ pub fn make_resident(cpu: &PerCpu, area: Area) -> Result<(), usize> {
         set_xcr0(xcr0);
     }
     set_tsc_aux(header.tsc_aux.get());
-    if svm::Svm::breakpoints_enabled(area) {
-        svm::Svm::own_debug_registers(area);
+    if vendor!(breakpoints_enabled(area)) {
+        vendor!(own_debug_registers(area));
     }
     Ok(())
 }
@@ -83,8 +90,9 @@ fn release_resident(cpu: &PerCpu) {
     let all = features().limits.xcr0;
     if resident == FORGOTTEN {
         set_xcr0(all);
+        vendor!(leave(cpu, None));
     } else {
-        let area = Area::of_resident(resident);
+        let area = Area::of_resident(resident & !cpu.mark);
         let header = area.header();
         if header.xcr0.get() != all {
             set_xcr0(all);
@@ -97,8 +105,9 @@ fn release_resident(cpu: &PerCpu) {
         if header.debug_live.get() {
             header.dr.set(read_debug_registers());
             header.debug_live.set(false);
-            svm::Svm::guard_debug_registers(area);
+            vendor!(guard_debug_registers(area));
         }
+        vendor!(leave(cpu, Some(area)));
         header.set_live_on(None);
     }
     with_fpu(|| {
@@ -110,9 +119,12 @@ fn release_resident(cpu: &PerCpu) {
 
 /// If the vCPU's registers are in that CPU, they will never be saved.
 pub fn forget(cpu: &PerCpu, area: u64) {
-    let _ = cpu
-        .resident
-        .compare_exchange(area, FORGOTTEN, Ordering::AcqRel, Ordering::Relaxed);
+    let _ = cpu.resident.compare_exchange(
+        area | cpu.mark,
+        FORGOTTEN,
+        Ordering::AcqRel,
+        Ordering::Relaxed,
+    );
 }
 
 /// The guest changed XCR0: the vCPU is resident in this CPU.
@@ -220,11 +232,25 @@ pub fn load_debug_registers(area: Area) {
     let [a, b, c, d] = area.header().dr.get();
     area.header().debug_live.set(true);
     // SAFETY: they have no effect outside guest mode: an exit leaves DR7 with nothing enabled
-    // (AMD APM vol. 2, 15.6).
+    // (AMD APM vol. 2, 15.6; Intel SDM vol. 3, 28.5.1).
     unsafe {
         asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
              in(reg) a, in(reg) b, in(reg) c, in(reg) d, options(nomem, nostack, preserves_flags));
     }
+}
+
+/// CR2, which stays in the CPU with the rest where exits do not switch it.
+pub fn cr2() -> u64 {
+    let value;
+    // SAFETY: reading has no side effect.
+    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Puts a guest's CR2 into the CPU.
+pub fn set_cr2(value: u64) {
+    // SAFETY: only page faults' handlers look at it, after a fault has set it anew.
+    unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
 }
 
 /// DR0-DR3 as they are in the CPU.

@@ -9,23 +9,37 @@
 //!
 //! Never called with interrupts enabled.
 
+/// Calls the vendor's function of [`Virt`].
+macro_rules! vendor {
+    ($function:ident($($argument:expr),*)) => {
+        if is_vmx() {
+            vmx::Vmx::$function($($argument),*)
+        } else {
+            svm::Svm::$function($($argument),*)
+        }
+    };
+}
+
 mod area;
 mod fpu;
 mod page;
 mod svm;
+mod vmx;
 
 use crate::cpu;
 use crate::lock::Once;
-use crate::paging::DIRECT_MAP;
+use crate::paging::{DIRECT_MAP, IMAGE};
 use area::Area;
 use core::cell::Cell;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use microvisor_abi::Status;
 use microvisor_abi::vcpu::Exit;
 use microvisor_objects::id::{PhysAddr, VcpuArea};
 use microvisor_objects::machine::GuestTables;
 use microvisor_vcpu_state::asid::Asids;
 use microvisor_vcpu_state::limits::{Cpuid, Limits};
+use microvisor_vcpu_state::svm_bitmaps::{IOPM_BYTES, port};
+use microvisor_vcpu_state::xsave::image_size;
 use raw_cpuid::cpuid;
 
 /// What a vendor implements.
@@ -40,14 +54,18 @@ trait Virt {
     fn attach(area: Area, root: PhysAddr);
     /// Brings groups up to date in the state page.
     fn fetch(area: Area, groups: u64);
-    /// Lets ports through, or no longer.
-    fn grant_ports(area: Area, first: u16, count: u32, granted: bool);
+    /// The vCPU becomes resident in this CPU; the other registers follow.
+    fn arrive(cpu: &PerCpu, area: Area);
+    /// It is so no longer. `None`: it is no more, and its area must not be touched.
+    fn leave(cpu: &PerCpu, area: Option<Area>);
     /// Puts DR0-DR3 into the CPU and lets the vCPU use them without exits.
     fn own_debug_registers(area: Area);
     /// Debug registers are no longer the vCPU's own: intercept their use.
     fn guard_debug_registers(area: Area);
     /// Whether breakpoints are enabled, so that DR0-DR3 must hold the vCPU's values.
     fn breakpoints_enabled(area: Area) -> bool;
+    /// A run that was interrupted for the host ends after all: what an exit stores is stored.
+    fn stopped(area: Area);
     /// Loads what the VMM changed, enters, and says why it left.
     fn run(cpu: &PerCpu, area: Area, epoch: u64, again: bool) -> Outcome;
 }
@@ -74,6 +92,37 @@ struct Features {
     tables: GuestTables,
 }
 
+impl Features {
+    /// What any vendor's CPU says of itself by CPUID.
+    fn new(tables: GuestTables, asids: u32) -> Result<Features, &'static str> {
+        let words = cpuid_words();
+        if words.ext1_edx >> 20 & 1 == 0 {
+            return Err("this CPU has no NX bit in page tables");
+        }
+        let limits = Limits::new(&words);
+        let image = image_size(limits.xcr0, |component| {
+            let part = cpuid!(0xd, component);
+            (part.ebx, part.eax)
+        });
+        let ext8_ebx = match words.ext8_eax {
+            0 => 0,
+            _ => cpuid!(0x8000_0008).ebx,
+        };
+        Ok(Features {
+            limits,
+            asids,
+            next_rip: false,
+            decode_assists: false,
+            supervisor_states: limits.xcr0 != 0 && cpuid!(0xd, 1).eax >> 3 & 1 != 0,
+            // RDTSCP or RDPID.
+            tsc_aux: words.ext1_edx >> 27 & 1 != 0 || words.leaf7_ecx >> 22 & 1 != 0,
+            x87_pointers_leak: tables == GuestTables::Npt && ext8_ebx >> 2 & 1 == 0,
+            image,
+            tables,
+        })
+    }
+}
+
 static FEATURES: Once<Option<Features>> = Once::new(None);
 /// Address of the per-CPU blocks, 0 before [`setup`].
 static BLOCKS: Once<u64> = Once::new(0);
@@ -81,11 +130,15 @@ static BLOCKS: Once<u64> = Once::new(0);
 /// What this module keeps for each CPU. Only its own CPU touches it, but for `resident`.
 pub(crate) struct PerCpu {
     /// Address of the area whose registers are in the CPU: FPU, XCR0, TSC_AUX, debug registers.
-    /// 0: none, and they hold initial values. [`FORGOTTEN`]: those of a vCPU that is no more.
+    /// 0: none, and they hold initial values. [`FORGOTTEN`]: those of a vCPU that is no more. With
+    /// VMX `mark` is in it, so that the entry's first look at it tells both vendor and residency.
     resident: AtomicU64,
+    /// 0 with SVM, [`MARK_VMX`] with VMX.
+    mark: u64,
     asids: Cell<Asids>,
     /// Physical addresses of two frames for the vendor.
     frames: [u64; 2],
+    host: vmx::Host,
     /// As in [`Features`], at hand on the way out of a guest.
     next_rip: bool,
     decode_assists: bool,
@@ -93,6 +146,7 @@ pub(crate) struct PerCpu {
 }
 
 const FORGOTTEN: u64 = 1;
+const MARK_VMX: u64 = 2;
 const BLOCK_FRAMES: u64 = 3;
 const FRAME: u64 = microvisor_abi::FRAME;
 
@@ -125,7 +179,13 @@ pub enum Outcome {
 /// takes memory for every CPU from `take`, which answers the physical address of that many zeroed
 /// bytes. After `cpu::create`, before other CPUs start.
 pub fn setup(take: &mut dyn FnMut(u64) -> u64) {
-    let found = match svm::Svm::detect() {
+    // Both are never there; an AMD CPU without SVM is told so.
+    let vmx = cpuid!(1).ecx >> 5 & 1 != 0;
+    let found = match vmx {
+        true => vmx::Vmx::detect(),
+        false => svm::Svm::detect(),
+    };
+    let found = match found {
         Ok(found) => found,
         Err(missing) => {
             log::warn!("no guests can run: {missing}");
@@ -133,7 +193,12 @@ pub fn setup(take: &mut dyn FnMut(u64) -> u64) {
         }
     };
     log::info!(
-        "SVM: nested paging, {} ASIDs, guest XCR0 {:#x}, {} frames per vCPU{}{}",
+        "{}, {} identifiers, guest XCR0 {:#x}, {} frames per vCPU{}{}",
+        if vmx {
+            "VMX: EPT, unrestricted guests"
+        } else {
+            "SVM: nested paging"
+        },
         found.asids,
         found.limits.xcr0,
         frames(&found),
@@ -150,8 +215,10 @@ pub fn setup(take: &mut dyn FnMut(u64) -> u64) {
         let block = blocks + index as u64 * BLOCK_FRAMES * FRAME;
         let per_cpu = PerCpu {
             resident: AtomicU64::new(0),
+            mark: if vmx { MARK_VMX } else { 0 },
             asids: Cell::new(Asids::new(index, found.asids)),
             frames: [block + FRAME, block + 2 * FRAME],
+            host: vmx::Host::new(),
             next_rip: found.next_rip,
             decode_assists: found.decode_assists,
             index,
@@ -175,7 +242,7 @@ pub fn enable() {
     }
     // SAFETY: this CPU's own field; `setup` made a block for it.
     unsafe { (*cpu::this()).virt = *BLOCKS.get() + cpu::index() as u64 * (BLOCK_FRAMES * FRAME) };
-    if let Err(missing) = svm::Svm::enable(per_cpu()) {
+    if let Err(missing) = vendor!(enable(per_cpu())) {
         panic!("CPU {}: {missing}, unlike on the boot CPU", cpu::index());
     }
 }
@@ -188,7 +255,17 @@ pub fn available() -> bool {
 
 /// True if guests run on AMD's SVM.
 pub fn is_svm() -> bool {
-    available() && guest_tables() == GuestTables::Npt
+    available() && !is_vmx()
+}
+
+/// True if they run on Intel's VMX.
+fn is_vmx() -> bool {
+    guest_tables() == GuestTables::Ept
+}
+
+/// Physical address of something in the image.
+fn physical<T>(of: &'static T) -> u64 {
+    core::ptr::from_ref(of) as u64 - IMAGE
 }
 
 /// Layout of the tables of guest spaces.
@@ -229,22 +306,29 @@ pub fn init(vcpu: VcpuArea) {
     let area = Area::new(vcpu);
     area.image_with(microvisor_vcpu_state::xsave::reset);
     area.header().xcr0.set(microvisor_vcpu_state::reset::XCR0);
-    svm::Svm::init(area);
+    let exiting = match cfg!(control = "guest-ports") {
+        // Only those below 0x100: by one of them a guest tells what it found.
+        true => 0x100 / 8,
+        false => IOPM_BYTES,
+    };
+    // SAFETY: the three frames after the control block are the area's; a vendor that needs the last
+    // for something else fills it in.
+    unsafe { core::ptr::write_bytes(area.io_map(), 0xff, exiting) };
+    vendor!(init(area));
 }
 
 /// Sets the guest tables a vCPU runs under.
 pub fn attach(vcpu: VcpuArea, root: PhysAddr) {
     let area = Area::new(vcpu);
-    let mut held = area.header().held.get();
-    held.forget();
-    area.header().held.set(held);
-    svm::Svm::attach(area, root);
+    area.header().forget_identifier();
+    vendor!(attach(area, root));
 }
 
 /// Brings groups of the state page up to date. `Again`, here and below: the registers are in
 /// another CPU, which has to [`release`] them first.
 pub fn fetch(vcpu: VcpuArea, groups: u64) -> Result<(), Status> {
-    svm::Svm::fetch(settled(vcpu)?, groups);
+    let area = settled(vcpu)?;
+    vendor!(fetch(area, groups));
     Ok(())
 }
 
@@ -287,7 +371,18 @@ fn settled(vcpu: VcpuArea) -> Result<Area, Status> {
 
 /// Lets a vCPU use ports without exits, or no longer.
 pub fn grant_ports(vcpu: VcpuArea, first: u16, count: u32, granted: bool) {
-    svm::Svm::grant_ports(Area::new(vcpu), first, count, granted);
+    let end = (u32::from(first) + count).min(0x1_0000);
+    for number in u32::from(first)..end {
+        let (byte, mask) = port(number as u16);
+        // SAFETY: `port` answers an offset below 8 KiB of the map; atomic, because the CPU may be
+        // reading the map for a guest.
+        let byte = unsafe { &*Area::new(vcpu).io_map().add(byte).cast::<AtomicU8>() };
+        if granted {
+            byte.fetch_and(!mask, Ordering::Relaxed);
+        } else {
+            byte.fetch_or(mask, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A vCPU is about to be destroyed: no CPU will write its registers to its area, once all have
@@ -334,9 +429,9 @@ pub fn run(args: &RunArgs, poked: impl FnOnce() -> bool) -> Outcome {
     } else {
         let cpu = per_cpu();
         if !fpu::is_resident(cpu, &area)
-            && let Err(elsewhere) = fpu::make_resident(cpu, area)
+            && let Some(outcome) = otherwise(cpu, area, args)
         {
-            return Outcome::Elsewhere(elsewhere);
+            return outcome;
         }
         return svm::Svm::run(cpu, area, args.epoch, args.again);
     };
@@ -344,12 +439,24 @@ pub fn run(args: &RunArgs, poked: impl FnOnce() -> bool) -> Outcome {
     Outcome::Exited
 }
 
+/// What is not an entry by SVM of a vCPU that is resident: makes it so, and runs it with VMX.
+#[cold]
+#[inline(never)]
+fn otherwise(cpu: &PerCpu, area: Area, args: &RunArgs) -> Option<Outcome> {
+    if !fpu::is_marked_resident(cpu, &area)
+        && let Err(elsewhere) = fpu::make_resident(cpu, area)
+    {
+        return Some(Outcome::Elsewhere(elsewhere));
+    }
+    (cpu.mark == MARK_VMX).then(|| vmx::Vmx::run(cpu, area, args.epoch, args.again))
+}
+
 /// Ends a run that did not enter the guest (again).
 #[cold]
 pub fn stop(vcpu: VcpuArea, why: Exit, again: bool) {
     let area = Area::new(vcpu);
     if again {
-        svm::stopped(area);
+        vendor!(stopped(area));
     }
     area.page().set_stop(why, [u64::from(!again), 0]);
 }

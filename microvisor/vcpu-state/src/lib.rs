@@ -9,11 +9,16 @@
 #![forbid(unsafe_code)]
 
 pub mod asid;
+pub mod exit;
 pub mod limits;
 pub mod reset;
 pub mod sanitise;
 pub mod svm_bitmaps;
 pub mod svm_exit;
+pub mod vmx_bitmap;
+pub mod vmx_controls;
+pub mod vmx_exit;
+pub mod vmx_state;
 pub mod xsave;
 
 pub use limits::Limits;

@@ -1,6 +1,7 @@
 //! What an SVM exit means: exit codes and EXITINFO words (AMD APM vol. 2, appendix C and 15.10 to
 //! 15.25) normalised to the state page's [`Exit`].
 
+use crate::exit::Report;
 use microvisor_abi::vcpu::{Exit, fault, io};
 
 /// What the core does about an exit.
@@ -21,31 +22,6 @@ pub enum Decoded {
     /// An exception that exits only because its delivery can loop for ever in microcode (#DB and
     /// #AC): inject it again.
     Reflect(u64),
-}
-
-/// An exit that goes to the VMM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// The reason.
-    pub exit: Exit,
-    /// Its details.
-    pub info: [u64; 2],
-    /// Bytes of the instruction, 0 if unknown.
-    pub length: u64,
-    /// True if the VMM gets the groups of `MODE` with it.
-    pub mode: bool,
-}
-
-impl Report {
-    /// An exit without details.
-    pub const fn plain(exit: Exit) -> Report {
-        Report {
-            exit,
-            info: [0, 0],
-            length: 0,
-            mode: false,
-        }
-    }
 }
 
 /// The words of a VMCB that describe an exit.

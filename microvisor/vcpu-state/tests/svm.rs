@@ -1,6 +1,7 @@
 //! Claims about SVM's exit codes and permission maps.
 
 use microvisor_abi::vcpu::{Exit, fault, io};
+use microvisor_vcpu_state::exit::Report;
 use microvisor_vcpu_state::svm_bitmaps::*;
 use microvisor_vcpu_state::svm_exit::*;
 use proptest::prelude::*;

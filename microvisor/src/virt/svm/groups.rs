@@ -40,6 +40,8 @@ fn load_others(area: Area, page: Page, vmcb: &Vmcb, modified: u64) -> Checked<()
     }
     if modified & group::MODE != 0 {
         load_mode(page, vmcb, limits)?;
+        // Whatever is cached was translated in another mode: VMRUN itself flushes nothing.
+        area.header().forget_identifier();
     }
     if modified & group::SEGMENTS != 0 {
         load_segments(page, vmcb, limits);

@@ -8,19 +8,14 @@ mod switch;
 mod vmcb;
 
 use super::area::Area;
-use super::{Features, Outcome, PerCpu, Virt, cpuid_words, fpu};
-use crate::paging::{DIRECT_MAP, IMAGE};
+use super::{Features, Outcome, PerCpu, Virt, fpu, physical};
 use core::arch::asm;
-use core::sync::atomic::{AtomicU8, Ordering};
 use microvisor_objects::id::PhysAddr;
 use microvisor_objects::machine::GuestTables;
-use microvisor_vcpu_state::limits::Limits;
 use microvisor_vcpu_state::reset;
 use microvisor_vcpu_state::sanitise;
-use microvisor_vcpu_state::svm_bitmaps::{self, IOPM_BYTES, MSRPM_BYTES, port};
-use microvisor_vcpu_state::xsave::image_size;
+use microvisor_vcpu_state::svm_bitmaps::{self, MSRPM_BYTES};
 use raw_cpuid::cpuid;
-pub use run::stopped;
 use vmcb::{Vmcb, clean};
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 
@@ -96,11 +91,6 @@ const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 /// V_INTR_MASKING: RFLAGS.IF and TPR of the guest do not hold back the host's interrupts.
 const V_INTR_MASKING: u64 = 1 << 24;
 
-/// Physical address of something in the image.
-fn physical<T>(of: &'static T) -> u64 {
-    core::ptr::from_ref(of) as u64 - IMAGE
-}
-
 impl Virt for Svm {
     fn detect() -> Result<Features, &'static str> {
         let highest = cpuid!(0x8000_0000).eax;
@@ -125,31 +115,10 @@ impl Virt for Svm {
         if svm.ebx < 2 {
             return Err("this CPU's SVM has no address-space identifiers for guests");
         }
-        let words = cpuid_words();
-        if words.ext1_edx >> 20 & 1 == 0 {
-            return Err("this CPU has no NX bit in page tables");
-        }
-        let limits = Limits::new(&words);
-        let image = image_size(limits.xcr0, |component| {
-            let part = cpuid!(0xd, component);
-            (part.ebx, part.eax)
-        });
-        let ext8_ebx = if highest >= 0x8000_0008 {
-            cpuid!(0x8000_0008).ebx
-        } else {
-            0
-        };
         Ok(Features {
-            limits,
-            asids: svm.ebx,
             next_rip: svm.edx & feature::NEXT_RIP != 0,
             decode_assists: svm.edx & feature::DECODE_ASSISTS != 0,
-            supervisor_states: limits.xcr0 != 0 && cpuid!(0xd, 1).eax >> 3 & 1 != 0,
-            // RDTSCP or RDPID.
-            tsc_aux: words.ext1_edx >> 27 & 1 != 0 || words.leaf7_ecx >> 22 & 1 != 0,
-            x87_pointers_leak: ext8_ebx >> 2 & 1 == 0,
-            image,
-            tables: GuestTables::Npt,
+            ..Features::new(GuestTables::Npt, svm.ebx)?
         })
     }
 
@@ -169,13 +138,6 @@ impl Virt for Svm {
 
     fn init(area: Area) {
         let vmcb = Vmcb::of(area);
-        let exiting = match cfg!(control = "guest-ports") {
-            // Only those below 0x100: by one of them a guest tells what it found.
-            true => 0x100 / 8,
-            false => IOPM_BYTES,
-        };
-        // SAFETY: the three frames after the VMCB are the area's I/O permission map.
-        unsafe { core::ptr::write_bytes(io_map(area), 0xff, exiting) };
         vmcb.intercept_dr.set(u32::MAX);
         vmcb.intercept_exceptions.set(EXCEPTIONS);
         vmcb.intercept3.set(intercept3::ALWAYS);
@@ -211,21 +173,6 @@ impl Virt for Svm {
         groups::store(area, groups);
     }
 
-    fn grant_ports(area: Area, first: u16, count: u32, granted: bool) {
-        let end = (u32::from(first) + count).min(0x1_0000);
-        for number in u32::from(first)..end {
-            let (byte, mask) = port(number as u16);
-            // SAFETY: `port` answers an offset below 8 KiB of the 12 KiB map; atomic, because
-            // the CPU may be reading the map for a guest.
-            let byte = unsafe { &*io_map(area).add(byte).cast::<AtomicU8>() };
-            if granted {
-                byte.fetch_and(!mask, Ordering::Relaxed);
-            } else {
-                byte.fetch_or(mask, Ordering::Relaxed);
-            }
-        }
-    }
-
     fn own_debug_registers(area: Area) {
         groups::own_debug_registers(area, Vmcb::of(area));
     }
@@ -241,13 +188,16 @@ impl Virt for Svm {
         sanitise::dr7_enables(Vmcb::of(area).dr7.get())
     }
 
+    fn arrive(_: &PerCpu, _: Area) {}
+
+    fn leave(_: &PerCpu, _: Option<Area>) {}
+
+    fn stopped(area: Area) {
+        run::stopped(area);
+    }
+
     #[inline(always)]
     fn run(cpu: &PerCpu, area: Area, epoch: u64, again: bool) -> Outcome {
         run::run(cpu, area, epoch, again)
     }
-}
-
-/// A vCPU's I/O permission map.
-fn io_map(area: Area) -> *mut u8 {
-    (DIRECT_MAP + area.vendor() + microvisor_abi::FRAME) as *mut u8
 }

@@ -9,8 +9,9 @@ use super::vmcb::{Vmcb, clean};
 use core::arch::asm;
 use microvisor_abi::vcpu::{Exit, blocked, event, group, window};
 use microvisor_vcpu_state::asid::Entry;
+use microvisor_vcpu_state::exit::Report;
 use microvisor_vcpu_state::sanitise::{RFLAGS_TF, interrupted_delivery};
-use microvisor_vcpu_state::svm_exit::{Decoded, INTR, Report, Words};
+use microvisor_vcpu_state::svm_exit::{Decoded, INTR, Words};
 
 /// TLB_CONTROL, in the word at offset 0x58: flush every ASID.
 const FLUSH_ALL: u64 = 1 << 32;
