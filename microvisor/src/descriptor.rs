@@ -110,14 +110,13 @@ impl Descriptors {
         }
     }
 
-    /// Loads the task register.
-    ///
-    /// # Safety
-    /// As [`Self::load`], which was called or is being called.
-    unsafe fn load_task(&mut self) {
+    /// Loads the task register. Only `load` makes the tables known to a CPU: until then nothing runs
+    /// that calls this.
+    #[cold]
+    fn load_task(&mut self) {
         // The descriptor may be marked busy if this CPU loaded it before.
         self.gdt[usize::from(TSS >> 3)] &= !(2 << 40);
-        // SAFETY: see above.
+        // SAFETY: the GDT is loaded and has a valid descriptor there; what it names stays in place.
         unsafe { load_tss(SegmentSelector::new(TSS >> 3, PrivilegeLevel::Ring0)) };
         self.cut = false;
     }
@@ -133,14 +132,8 @@ impl Descriptors {
     pub fn left_guest(&mut self) {
         self.cut = true;
         if self.tss.bitmap_offset == BITMAP {
-            self.mend();
+            self.load_task();
         }
-    }
-
-    #[cold]
-    fn mend(&mut self) {
-        // SAFETY: only `load` makes the tables of this CPU known to it, so they are in place.
-        unsafe { self.load_task() };
     }
 
     /// Opens exactly these port ranges to user mode.
@@ -161,7 +154,7 @@ impl Descriptors {
         }
         self.tss.bitmap_offset = BITMAP;
         if self.cut {
-            self.mend();
+            self.load_task();
         }
     }
 

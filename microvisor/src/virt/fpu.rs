@@ -239,15 +239,7 @@ pub fn load_debug_registers(area: Area) {
     }
 }
 
-/// CR2, which stays in the CPU with the rest where exits do not switch it.
-pub fn cr2() -> u64 {
-    let value;
-    // SAFETY: reading has no side effect.
-    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
-}
-
-/// Puts a guest's CR2 into the CPU.
+/// Puts a guest's CR2 into the CPU, where it stays with the rest if exits do not switch it.
 pub fn set_cr2(value: u64) {
     // SAFETY: only page faults' handlers look at it, after a fault has set it anew.
     unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };

@@ -27,7 +27,10 @@ pub const fn access_rights(segment: Segment, kind: Use) -> u32 {
     let mut rights = attributes & 0xff | (attributes & 0xf00) << 4;
     match kind {
         // Entries want a TR that can be used; whoever has none never uses it.
-        Use::Task => rights = rights & !0x10 | 2 | PRESENT,
+        Use::Task => {
+            let busy = if rights & 5 == 1 { 2 } else { 0xb };
+            rights = rights & !0x10 | busy | PRESENT;
+        }
         Use::Local => {}
         Use::Memory => rights |= 1 | 0x10,
     }

@@ -31,7 +31,8 @@ use microvisor_vcpu_state::{reset, sanitise};
 use raw_cpuid::cpuid;
 use vmcs::{field, read, write};
 use x86_64::instructions::tables::{sgdt, sidt};
-use x86_64::registers::control::{Cr0, Cr4, Cr4Flags};
+use x86_64::registers::control::{Cr0, Cr2, Cr4, Cr4Flags};
+use x86_64::registers::debug::Dr6;
 use x86_64::registers::model_specific::Msr;
 use x86_64::structures::DescriptorTablePointer;
 
@@ -178,13 +179,6 @@ fn own_debug_registers(area: Area) {
     groups::set_window(soft(area), primary::MOV_DR, false);
 }
 
-fn dr6() -> u64 {
-    let value;
-    // SAFETY: reading has no side effect.
-    unsafe { asm!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
-}
-
 fn set_dr6(value: u64) {
     // SAFETY: a status register, whose upper half is clear (`sanitise::dr6`).
     unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
@@ -193,7 +187,7 @@ fn set_dr6(value: u64) {
 /// Changes the guest's DR6, wherever it is.
 fn change_dr6(area: Area, change: impl FnOnce(u64) -> u64) {
     if area.header().debug_live.get() {
-        set_dr6(change(dr6()));
+        set_dr6(change(Dr6::read_raw()));
     } else {
         soft(area).dr6.set(change(soft(area).dr6.get()));
     }
@@ -212,14 +206,13 @@ impl Virt for Vmx {
         Self::detect()?;
         let found = capabilities();
         let controls = found.controls()?;
-        if CONTROLS.get().is_none() {
-            // SAFETY: the boot CPU comes here first, alone.
-            unsafe { CONTROLS.set(Some(controls)) };
-        }
         let [region, _] = cpu.frames;
         // SAFETY: the CPU has VMX (`detect`), and VMXON is allowed or can be; `region` is a frame that
-        // `setup` took for this CPU alone.
+        // `setup` took for this CPU alone. The boot CPU comes here first, while no other runs.
         let on = unsafe {
+            if CONTROLS.get().is_none() {
+                CONTROLS.set(Some(controls));
+            }
             if found.feature_control & LOCKED == 0 {
                 let value = found.feature_control | LOCKED | VMX_ENABLED;
                 Msr::new(FEATURE_CONTROL).write(value);
@@ -256,15 +249,17 @@ impl Virt for Vmx {
     }
 
     fn arrive(cpu: &PerCpu, area: Area) {
-        // SAFETY: the vCPU has just become resident here, so no other CPU has its VMCS.
-        unsafe { vmcs::load(area.vendor()) };
+        // SAFETY: the vCPU has just become resident here, so no other CPU has its VMCS; this CPU's own
+        // data.
+        let task = unsafe {
+            vmcs::load(area.vendor());
+            (*cpu::this()).descriptors.task()
+        };
         let host = &cpu.host;
         host.current.set(area.vendor());
         host.rsp.set(0);
         host.cr3.set(0);
         soft(area).launched.set(false);
-        // SAFETY: this CPU's own data.
-        let task = unsafe { (*cpu::this()).descriptors.task() };
         write(field::HOST_TR_BASE, task);
         write(field::HOST_GS_BASE, cpu::this() as u64);
         write(field::HOST_GDTR_BASE, host.gdtr.get().base.as_u64());
@@ -273,7 +268,7 @@ impl Virt for Vmx {
 
     fn leave(cpu: &PerCpu, area: Option<Area>) {
         if let Some(area) = area {
-            soft(area).cr2.set(fpu::cr2());
+            soft(area).cr2.set(Cr2::read_raw());
         }
         // SAFETY: the VMCS of the vCPU that was resident; if it was forgotten, its memory waits for
         // the flush that this CPU has not answered yet.
@@ -289,7 +284,7 @@ impl Virt for Vmx {
     }
 
     fn guard_debug_registers(area: Area) {
-        soft(area).dr6.set(dr6());
+        soft(area).dr6.set(Dr6::read_raw());
         groups::set_window(soft(area), primary::MOV_DR, true);
     }
 

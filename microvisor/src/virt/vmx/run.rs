@@ -103,8 +103,6 @@ fn enter(cpu: &PerCpu, area: Area, soft: &Soft, epoch: u64) -> bool {
         renew_vpid(cpu, area, soft, epoch);
     }
     let host = &cpu.host;
-    // SAFETY: this CPU's own field.
-    update(field::HOST_CR3, &host.cr3, unsafe { (*cpu::this()).root });
     if soft.inject.get() & event::VALID != 0 {
         inject(soft);
     }
@@ -115,6 +113,7 @@ fn enter(cpu: &PerCpu, area: Area, soft: &Soft, epoch: u64) -> bool {
     // GS base are not used in between; the host's are put back. The descriptor tables are those
     // that `Cpu::activate` loaded: exits set their limits to 64 KiB, and the task's to less than it is.
     unsafe {
+        update(field::HOST_CR3, &host.cr3, (*cpu::this()).root);
         Msr::new(STAR).write(star);
         Msr::new(LSTAR).write(lstar);
         Msr::new(FMASK).write(fmask);
@@ -206,9 +205,7 @@ fn refused(area: Area, soft: &Soft, why: u64) -> Outcome {
         info: [why, read(field::QUALIFICATION)],
         ..Report::plain(Exit::Invalid)
     };
-    let pending = core::mem::take(&mut soft.inject.get());
-    soft.inject.set(0);
-    report(area, soft, what, pending);
+    report(area, soft, what, soft.inject.replace(0));
     Outcome::Exited
 }
 
@@ -233,14 +230,14 @@ pub fn stopped(area: Area) {
 fn handle(area: Area, soft: &Soft, what: Decoded) -> Option<Outcome> {
     match what {
         Decoded::Report(_) | Decoded::Host => Some(host_event(area, soft)),
-        Decoded::Nmi => {
-            // SAFETY: the host's handler for NMIs, which reports and stops.
-            unsafe { asm!("int 2") };
-            Some(host_event(area, soft))
-        }
-        Decoded::MachineCheck => {
-            // SAFETY: likewise for machine checks.
-            unsafe { asm!("int 18") };
+        Decoded::Nmi | Decoded::MachineCheck => {
+            // SAFETY: the host's own handlers, which report and stop.
+            unsafe {
+                match what {
+                    Decoded::Nmi => asm!("int 2"),
+                    _ => asm!("int 18"),
+                }
+            }
             Some(host_event(area, soft))
         }
         Decoded::InterruptWindow => {
