@@ -18,6 +18,7 @@ mod guests;
 mod host;
 mod hostile;
 mod machines;
+mod made;
 mod planted;
 mod report;
 mod restart;
@@ -92,7 +93,7 @@ enum Group {
     Restart,
     /// Not run unless it is named: records anew what a real Xen answers to hostile guests.
     Oracle,
-    /// The core's calls, driven from ring 3 on four CPUs.
+    /// The core's calls, driven from ring 3 on four CPUs; a component made from the template.
     Selftest,
     /// The core's object code against its specification.
     Spec,
@@ -179,7 +180,10 @@ fn run(cli: &Cli) -> Result<bool> {
             Group::Hostile => hostile::run(&mut machines, &mut report, cli.controls, cli.full),
             Group::Restart => restart::run(&mut machines, &mut report),
             Group::Oracle => xen::record::run(&mut machines, &mut report, cli.full, cli.again),
-            Group::Selftest => selftest::run(&mut machines, &mut report),
+            Group::Selftest => {
+                selftest::run(&mut machines, &mut report);
+                made::run(&machines, &mut report);
+            }
             Group::Size => size::run(&machines.workspace, &mut report),
             Group::Spec => spec::run(&machines.workspace, &mut report, cli.deep, cli.planted),
             Group::Bench => bench::run(&mut machines, &mut report, cli.json, cli.segments),
