@@ -9,6 +9,7 @@ use image_builder::image::{self, Image, Order};
 use image_builder::qemu::{Machine, Medium};
 use image_builder::workspace::Workspace;
 
+use crate::bochs;
 use crate::session::Session;
 
 /// Where images come from and transcripts go.
@@ -17,6 +18,8 @@ pub struct Machines {
     pub workspace: Workspace,
     built: Vec<Image>,
     only: Option<String>,
+    /// Boot in Bochs instead of QEMU.
+    bochs: bool,
 }
 
 impl Machines {
@@ -27,6 +30,7 @@ impl Machines {
             workspace: Workspace::find(Path::new(env!("CARGO_MANIFEST_DIR")))?,
             built: Vec::new(),
             only,
+            bochs: false,
         })
     }
 
@@ -43,21 +47,42 @@ impl Machines {
             workspace,
             built: Vec::new(),
             only: None,
+            bochs: false,
+        }
+    }
+
+    /// The same machines in Bochs, with their files in a folder of their own.
+    pub fn in_bochs(&self) -> Self {
+        Machines {
+            workspace: self.workspace.clone(),
+            built: Vec::new(),
+            only: self.only.clone(),
+            bochs: true,
         }
     }
 
     /// `build/suite`, or a folder in it for images with a check off.
     pub fn folder(&self) -> PathBuf {
         let folder = self.workspace.root.join("build").join("suite");
-        match self.workspace.control {
+        let folder = match self.workspace.control {
             None => folder,
             Some(control) => folder.join(format!("control-{}", control.name)),
+        };
+        if self.bochs {
+            folder.join("vmx")
+        } else {
+            folder
         }
     }
 
-    /// The image of `systems/<name>.toml`, for QEMU's direct way to boot.
+    /// The image of `systems/<name>.toml`, for QEMU's direct way to boot or as Bochs boots it.
     pub fn image(&mut self, name: &str) -> Result<Image> {
-        self.image_on(name, None, Medium::Direct)
+        let medium = if self.bochs {
+            Medium::Iso
+        } else {
+            Medium::Direct
+        };
+        self.image_on(name, None, medium)
     }
 
     /// The image of `systems/<name>.toml` that boots from `medium`; all its guests with the same
@@ -105,6 +130,9 @@ impl Machines {
         let mut machine = machine.clone();
         machine.serial = "stdio".into();
         let transcript = self.folder().join(format!("{title}.log"));
+        if self.bochs {
+            return bochs::start(image, &machine, bochs::BIOS, &transcript);
+        }
         Session::start(machine.command(image), &transcript)
     }
 }

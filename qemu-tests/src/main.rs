@@ -3,9 +3,9 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`host`], [`boot`], [`guests`], [`hostile`], [`selftest`], [`restart`], [`size`], [`mod@bench`] | the groups |
+//! | [`host`], [`boot`], [`guests`], [`hostile`], [`selftest`], [`restart`], [`size`], [`mod@bench`], [`vmx`] | the groups |
 //! | [`session`] | a machine under test: type, wait, transcript |
-//! | [`machines`] | images, each built once |
+//! | [`machines`], [`bochs`] | images, each built once; where they boot |
 //! | [`report`] | claims, summary, skips |
 //!
 //! Transcripts are in `build/suite`. The suite changes nothing on the machine but missing Debian
@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bochs;
 mod boot;
 mod guests;
 mod host;
@@ -28,6 +29,7 @@ mod session;
 mod shares;
 mod size;
 mod spec;
+mod vmx;
 mod xen;
 
 use std::path::PathBuf;
@@ -101,6 +103,8 @@ enum Group {
     Size,
     /// Instructions of single operations.
     Bench,
+    /// Guests on Intel's VMX, in Bochs: one boot, or with --full everything that runs on SVM.
+    Vmx,
 }
 
 const ALL: &[Group] = &[
@@ -113,6 +117,7 @@ const ALL: &[Group] = &[
     Group::Selftest,
     Group::Restart,
     Group::Bench,
+    Group::Vmx,
 ];
 
 fn main() -> ExitCode {
@@ -160,7 +165,7 @@ fn run(cli: &Cli) -> Result<bool> {
     }) {
         tools.push(packages::QEMU);
     }
-    if groups.contains(&Group::Boot) {
+    if groups.contains(&Group::Boot) || groups.contains(&Group::Vmx) {
         tools.extend_from_slice(packages::MEDIA);
         tools.push(packages::OVMF);
     }
@@ -187,6 +192,7 @@ fn run(cli: &Cli) -> Result<bool> {
             Group::Size => size::run(&machines.workspace, &mut report),
             Group::Spec => spec::run(&machines.workspace, &mut report, cli.deep, cli.planted),
             Group::Bench => bench::run(&mut machines, &mut report, cli.json, cli.segments),
+            Group::Vmx => vmx::run(&machines, &mut report, cli.full),
         }
     }
     Ok(report.finish(allowed.as_deref()))

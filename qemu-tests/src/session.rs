@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -39,6 +39,13 @@ impl Output {
 
 type Shared = Arc<(Mutex<Output>, Condvar)>;
 
+fn create(transcript: &Path) -> Result<File> {
+    if let Some(folder) = transcript.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    File::create(transcript).with_context(|| format!("cannot write {}", transcript.display()))
+}
+
 fn lock(shared: &Shared) -> MutexGuard<'_, Output> {
     // A reader that panicked leaves plain bytes, which are as good as before.
     shared
@@ -50,7 +57,9 @@ fn lock(shared: &Shared) -> MutexGuard<'_, Output> {
 /// A running machine.
 pub struct Session {
     child: Child,
-    stdin: Option<ChildStdin>,
+    input: Option<Box<dyn Write + Send>>,
+    /// Waits take so many times as long as they say.
+    patience: u32,
     output: Shared,
     reader: Option<JoinHandle<()>>,
     transcript: PathBuf,
@@ -67,11 +76,7 @@ const LATE: Duration = Duration::from_secs(15);
 impl Session {
     /// Starts `command`, whose standard output is the serial port.
     pub fn start(mut command: Command, transcript: &Path) -> Result<Session> {
-        if let Some(folder) = transcript.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let mut file = File::create(transcript)
-            .with_context(|| format!("cannot write {}", transcript.display()))?;
+        let mut file = create(transcript)?;
         writeln!(file, "{command:?}")?;
         let errors = file.try_clone()?;
         let mut child = command
@@ -80,14 +85,34 @@ impl Session {
             .stderr(errors)
             .spawn()
             .with_context(|| format!("cannot start {:?}", command.get_program()))?;
-        let mut stdout = child.stdout.take().context("no pipe")?;
-        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().context("no pipe")?;
+        let stdin = child.stdin.take().context("no pipe")?;
+        Self::with(child, stdout, Box::new(stdin), file, transcript)
+    }
+
+    /// A machine that `child` emulates, whose serial port is `from` and `to`.
+    pub fn over(
+        child: Child,
+        from: impl Read + Send + 'static,
+        to: Box<dyn Write + Send>,
+        transcript: &Path,
+    ) -> Result<Session> {
+        Self::with(child, from, to, create(transcript)?, transcript)
+    }
+
+    fn with(
+        child: Child,
+        mut from: impl Read + Send + 'static,
+        to: Box<dyn Write + Send>,
+        mut file: File,
+        transcript: &Path,
+    ) -> Result<Session> {
         let output = Shared::default();
         let shared = Arc::clone(&output);
         let reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             loop {
-                let count = match stdout.read(&mut buffer) {
+                let count = match from.read(&mut buffer) {
                     Ok(0) | Err(_) => break,
                     Ok(count) => count,
                 };
@@ -105,7 +130,8 @@ impl Session {
         });
         Ok(Session {
             child,
-            stdin,
+            input: Some(to),
+            patience: 1,
             output,
             reader: Some(reader),
             transcript: transcript.to_owned(),
@@ -115,10 +141,15 @@ impl Session {
         })
     }
 
+    /// Every wait takes `times` as long from here on: the machine is slow.
+    pub fn be_patient(&mut self, times: u32) {
+        self.patience = times;
+    }
+
     /// Waits for `pattern` in what was not consumed yet; consumes up to its end. Returns the text
     /// before it, and when it came.
     pub fn expect_at(&mut self, pattern: &str, within: Duration) -> Result<(String, Instant)> {
-        let within = if self.late { within.min(LATE) } else { within };
+        let within = if self.late { within.min(LATE) } else { within } * self.patience;
         let deadline = Instant::now() + within;
         let mut output = lock(&self.output);
         loop {
@@ -228,13 +259,13 @@ impl Session {
 
     /// Types `text` as it is.
     pub fn send(&mut self, text: &str) -> Result<()> {
-        let stdin = self
-            .stdin
+        let input = self
+            .input
             .as_mut()
             .context("the machine's input is closed")?;
-        stdin
+        input
             .write_all(text.as_bytes())
-            .and_then(|()| stdin.flush())
+            .and_then(|()| input.flush())
             .context("the machine takes no input")
     }
 

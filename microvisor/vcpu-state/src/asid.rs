@@ -44,6 +44,20 @@ pub enum Entry {
     FreshAfterFlush,
 }
 
+impl Entry {
+    /// What an entry with VMX invalidates: everything under every VPID; what is cached of the guest
+    /// space's tables alone. The latter has no VPID (Intel SDM vol. 3, 29.4.1), and another vCPU of the
+    /// space, or one of a space that had its root before, may have left it on this CPU. So it goes
+    /// whenever the entry does not follow one on this CPU, in this epoch.
+    pub const fn invalidates(self) -> (bool, bool) {
+        match self {
+            Entry::Keep => (false, false),
+            Entry::Fresh => (false, true),
+            Entry::FreshAfterFlush => (true, true),
+        }
+    }
+}
+
 /// Bits of a stamp that count generations; the CPU is above them.
 const GENERATION_BITS: u32 = 48;
 

@@ -7,7 +7,7 @@
 //! | [`guests`] | bad guests beside a good one |
 //! | [`controls`] | the same tests with the check they depend on switched off |
 
-mod components;
+pub mod components;
 mod controls;
 pub mod guests;
 

@@ -9,7 +9,6 @@ use super::{FMASK, KERNEL_GS_BASE, LSTAR, STAR, Soft, own_debug_registers, soft}
 use crate::cpu;
 use core::arch::asm;
 use microvisor_abi::vcpu::{Exit, event, group, window};
-use microvisor_vcpu_state::asid::Entry;
 use microvisor_vcpu_state::exit::Report;
 use microvisor_vcpu_state::sanitise::interrupted_delivery;
 use microvisor_vcpu_state::vmx_controls::primary;
@@ -139,10 +138,13 @@ fn enter(cpu: &PerCpu, area: Area, soft: &Soft, epoch: u64) -> bool {
 fn renew_vpid(cpu: &PerCpu, area: Area, soft: &Soft, epoch: u64) {
     let mut asids = cpu.asids.get();
     let mut held = area.header().held.get();
-    if asids.enter(&mut held, epoch) == Entry::FreshAfterFlush {
+    let (vpids, ept) = asids.enter(&mut held, epoch).invalidates();
+    if vpids {
         vmcs::invalidate_vpids();
     }
-    vmcs::invalidate_ept(soft.ept_pointer.get());
+    if ept {
+        vmcs::invalidate_ept(soft.ept_pointer.get());
+    }
     cpu.asids.set(asids);
     area.header().held.set(held);
     write(field::VPID, held.asid.into());
