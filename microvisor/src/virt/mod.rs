@@ -429,7 +429,7 @@ pub fn run(args: &RunArgs, poked: impl FnOnce() -> bool) -> Outcome {
     } else {
         let cpu = per_cpu();
         if !fpu::is_resident(cpu, &area)
-            && let Some(outcome) = otherwise(cpu, area, args)
+            && let Some(outcome) = otherwise(cpu, area, args.epoch, args.again)
         {
             return outcome;
         }
@@ -442,13 +442,13 @@ pub fn run(args: &RunArgs, poked: impl FnOnce() -> bool) -> Outcome {
 /// What is not an entry by SVM of a vCPU that is resident: makes it so, and runs it with VMX.
 #[cold]
 #[inline(never)]
-fn otherwise(cpu: &PerCpu, area: Area, args: &RunArgs) -> Option<Outcome> {
+fn otherwise(cpu: &PerCpu, area: Area, epoch: u64, again: bool) -> Option<Outcome> {
     if !fpu::is_marked_resident(cpu, &area)
         && let Err(elsewhere) = fpu::make_resident(cpu, area)
     {
         return Some(Outcome::Elsewhere(elsewhere));
     }
-    (cpu.mark == MARK_VMX).then(|| vmx::Vmx::run(cpu, area, args.epoch, args.again))
+    (cpu.mark == MARK_VMX).then(|| vmx::Vmx::run(cpu, area, epoch, again))
 }
 
 /// Ends a run that did not enter the guest (again).
