@@ -16,14 +16,14 @@ pub struct Control {
     pub file: &'static str,
     /// What no longer happens.
     pub off: &'static str,
-    /// The claim of group `hostile` that fails without it.
+    /// The claim of group `hostile`, or `iommu`, that fails without it.
     pub claim: &'static str,
 }
 
 impl Control {
     /// The control of this name.
     pub fn find(name: &str) -> Option<&'static Control> {
-        CONTROLS.iter().find(|control| control.name == name)
+        all().find(|control| control.name == name)
     }
 
     /// Whether components are built with it too. The core always is, since it is the one that
@@ -33,7 +33,28 @@ impl Control {
     }
 }
 
-/// Every control.
+/// Every control, of both groups.
+pub fn all() -> impl Iterator<Item = &'static Control> {
+    CONTROLS.iter().chain(DEVICE_CONTROLS)
+}
+
+/// What keeps devices in their bounds; group `iommu`.
+pub const DEVICE_CONTROLS: &[Control] = &[
+    Control {
+        name: "dma-block",
+        file: "microvisor/src/iommu/vtd.rs",
+        off: "devices' accesses are translated",
+        claim: "a_write_outside_is_blocked_and_stops_the_device",
+    },
+    Control {
+        name: "message-source",
+        file: "microvisor/src/iommu/vtd.rs",
+        off: "a message comes from the device that it belongs to",
+        claim: "a_message_of_another_device_is_blocked",
+    },
+];
+
+/// Every control of group `hostile`.
 pub const CONTROLS: &[Control] = &[
     Control {
         name: "rights",
@@ -222,13 +243,12 @@ mod tests {
             }
             found.extend(named(&text).into_iter().map(|name| (name, file.clone())));
         }
-        let listed: BTreeSet<_> = CONTROLS
-            .iter()
+        let listed: BTreeSet<_> = all()
             .map(|control| (control.name.to_owned(), control.file.to_owned()))
             .collect();
         assert_eq!(found, listed);
-        let names: BTreeSet<_> = CONTROLS.iter().map(|control| control.name).collect();
-        assert_eq!(names.len(), CONTROLS.len(), "a name is listed twice");
+        let names: BTreeSet<_> = all().map(|control| control.name).collect();
+        assert_eq!(names.len(), all().count(), "a name is listed twice");
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub const VECTOR_FLUSH: u8 = 0xf1;
 /// The timer.
 pub const VECTOR_TIMER: u8 = 0xf2;
 const VECTOR_ERROR: u8 = 0xf3;
+/// An IOMMU has something to report.
+pub const VECTOR_IOMMU: u8 = 0xf4;
 /// Spurious: takes no end of interrupt.
 pub const VECTOR_SPURIOUS: u8 = 0xff;
 
@@ -73,6 +75,11 @@ pub fn init() {
     let has = |test: fn(&raw_cpuid::FeatureInfo) -> bool| features.as_ref().is_some_and(test);
     X2APIC.store(has(raw_cpuid::FeatureInfo::has_x2apic), Relaxed);
     DEADLINE_MODE.store(has(raw_cpuid::FeatureInfo::has_tsc_deadline), Relaxed);
+}
+
+/// True if identifiers of CPUs have 32 bits.
+pub fn is_x2apic() -> bool {
+    X2APIC.load(Relaxed)
 }
 
 /// Name of the mode, for the log.

@@ -12,7 +12,7 @@ use crate::lock::{Guard, KernelLock, Once};
 use crate::paging::DIRECT_MAP;
 use crate::ring::Kind;
 use crate::virt::{self, Outcome, RunArgs};
-use crate::{apic, ioapic, logger, smp, start, time, trap};
+use crate::{apic, ioapic, iommu, logger, smp, start, time, trap};
 use core::sync::atomic::Ordering;
 use microvisor_abi::archive::Archive;
 use microvisor_abi::boot::{Info, MEMORIES, MemoryRange, feature};
@@ -171,7 +171,11 @@ fn accept(vector: u8) -> Guard<'static, Kernel<Hardware>> {
         _ => {
             apic::end_of_interrupt();
             hardware::answer();
-            KERNEL.lock()
+            let mut kernel = KERNEL.lock();
+            if vector == apic::VECTOR_IOMMU {
+                iommu::faults(&mut |function, why| kernel.device_fault(function, why));
+            }
+            kernel
         }
     }
 }
@@ -492,7 +496,11 @@ pub fn boot(machine: start::Machine) -> ! {
     }
     let bytes = start::archive_bytes(machine.archive, machine.archive_bytes);
     let archive = Archive::parse(bytes).unwrap_or_else(|why| panic!("boot archive: {why:?}"));
+    let (amd_iommu, remapping) = iommu::facts();
     let features = [
+        (iommu::tables().is_some(), feature::DMA_PROTECTION),
+        (remapping, feature::INTERRUPT_REMAPPING),
+        (amd_iommu, feature::AMDVI),
         (virt::available(), feature::VIRTUALISATION),
         (virt::is_svm(), feature::SVM),
         (time::invariant_tsc(), feature::INVARIANT_TSC),

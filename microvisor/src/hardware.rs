@@ -6,7 +6,7 @@
 
 use crate::cpu;
 use crate::ring::Kind;
-use crate::{apic, ioapic, paging, time, virt};
+use crate::{apic, ioapic, iommu, paging, time, virt};
 use core::sync::atomic::{AtomicU64, Ordering};
 use microvisor_abi::Status;
 use microvisor_objects::id::{PhysAddr, VcpuArea};
@@ -269,22 +269,26 @@ impl Machine for Hardware {
     }
 
     fn dma_tables(&self) -> Option<DmaTables> {
-        None
+        iommu::tables()
     }
 
-    fn ask(&self, _: Ask) {}
+    fn ask(&self, ask: Ask) {
+        iommu::ask(ask);
+    }
 
     fn asked(&self) -> u64 {
-        0
+        iommu::asked()
     }
 
-    fn answered(&self, _: u64) -> Answer {
-        Answer::Done
+    fn answered(&self, ticket: u64) -> Answer {
+        iommu::answered(ticket)
     }
 
-    fn wrote_table(&self, _: PhysAddr, _: u64) {}
+    fn wrote_table(&self, root: PhysAddr, address: u64) {
+        iommu::wrote_table(root.0, address);
+    }
 
-    fn message(&self, line: u32, _: Option<u16>) -> u64 {
-        ioapic::message(line)
+    fn message(&self, line: u32, function: Option<u16>) -> u64 {
+        iommu::message(line, function)
     }
 }

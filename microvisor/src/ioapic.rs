@@ -6,6 +6,7 @@
 
 use crate::apic::{self, VECTOR_LINES};
 use crate::boot::acpi::{IoApic, Line, Platform};
+use crate::iommu;
 use crate::lock::Once;
 use crate::paging::DEVICES;
 use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
@@ -113,7 +114,9 @@ fn program(number: u32, masked: bool) {
         | u32::from(line.low) << 13
         | u32::from(line.level) << 15
         | if masked { MASKED } else { 0 };
-    write(index, REDIRECTION + 2 * input + 1, state.target << 24);
+    let apic = &state.apics[index];
+    let high = iommu::line(number, apic.id, line.level).unwrap_or(state.target << 24);
+    write(index, REDIRECTION + 2 * input + 1, high);
     write(index, REDIRECTION + 2 * input, low);
 }
 

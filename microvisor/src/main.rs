@@ -8,7 +8,7 @@
 //! - `trap`: entry from user mode and back; `glue`: from there to the objects and to guests;
 //! - `hardware`: what the objects ask of the machine; `lock`: the one lock;
 //! - `apic`, `ioapic`, `time`, `smp`: interrupts, clocks, other CPUs;
-//! - `virt`: guests; `logger`, `ring`, `serial`, `panic`: what is said, and where.
+//! - `virt`: guests; `iommu`: devices; `logger`, `ring`, `serial`, `panic`: what is said, and where.
 //!
 //! Built for a host it is an empty program, so that the parsers in `boot` can be tested there
 //! (`tests/loaders.rs`).
@@ -30,6 +30,8 @@ mod glue;
 mod hardware;
 #[cfg(target_os = "none")]
 mod ioapic;
+#[cfg(target_os = "none")]
+mod iommu;
 #[cfg(target_os = "none")]
 mod lock;
 #[cfg(target_os = "none")]

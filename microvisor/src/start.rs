@@ -5,7 +5,7 @@ use crate::boot::map::{PAGE, Ranges, page_up};
 use crate::boot::{self, acpi};
 use crate::cpu::{self, CPUS_MAX, Cpu};
 use crate::paging::{self, DEVICES, DIRECT_MAP, Protection, Tables, take};
-use crate::{apic, feature, glue, ioapic, panic, ring, smp, time, trap, virt};
+use crate::{apic, feature, glue, ioapic, iommu, panic, ring, smp, time, trap, virt};
 use heapless::Vec;
 use microvisor_abi::archive::Archive;
 
@@ -41,6 +41,7 @@ pub fn start(magic: u32, info: u32, boot_tsc: u64) -> ! {
     }
     let firmware = boot::firmware(magic, info).unwrap_or_else(|why| panic!("{why}"));
     let platform = acpi::platform(firmware.rsdp).unwrap_or_else(|why| panic!("{why}"));
+    let remapping = boot::remapping(firmware.rsdp);
     let ram = firmware.memory();
     log::info!(
         "{} MiB of memory, {} CPUs, {} I/O APICs",
@@ -56,6 +57,10 @@ pub fn start(magic: u32, info: u32, boot_tsc: u64) -> ! {
         );
     }
     let mut devices = device_ranges(&ram, &platform);
+    for unit in &remapping.units {
+        let page = unit.base & !(PAGE - 1);
+        devices.remove(page, page + iommu::REGISTER_BYTES);
+    }
     let mut free = ram.clone();
     free.remove(0, MIB);
     // A loader's copy of the RSDP may lie in memory: its pages are kept, for root to read.
@@ -97,6 +102,11 @@ pub fn start(magic: u32, info: u32, boot_tsc: u64) -> ! {
         let page = io_apic.address & !(PAGE - 1);
         tables.map(ioapic::address(index), page, PAGE, Protection::Device);
     }
+    for (index, unit) in remapping.units.iter().enumerate() {
+        let page = unit.base & !(PAGE - 1);
+        let bytes = iommu::REGISTER_BYTES;
+        tables.map(iommu::address(index), page, bytes, Protection::Device);
+    }
     cpu::create(&mut tables, &mut cpu::taker(&mut pool), &apic_ids);
     for (start, end) in pool.iter() {
         free.add(start, end);
@@ -114,6 +124,7 @@ pub fn start(magic: u32, info: u32, boot_tsc: u64) -> ! {
     apic::activate();
     ioapic::init(&platform, apic::id());
     time::calibrate();
+    iommu::setup(&mut |bytes| take(&mut free, bytes, PAGE), &remapping);
     virt::setup(&mut |bytes| take(&mut free, bytes, PAGE));
     virt::enable();
     smp::start();

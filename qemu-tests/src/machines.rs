@@ -1,6 +1,7 @@
 //! Builds the systems that tests boot, once each, and boots them.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Result;
 use image_builder::controls::Control;
@@ -134,5 +135,21 @@ impl Machines {
             return bochs::start(image, &machine, bochs::BIOS, &transcript);
         }
         Session::start(machine.command(image), &transcript)
+    }
+
+    /// As [`Machines::boot`], with more on QEMU's command line.
+    pub fn boot_with(
+        &self,
+        title: &str,
+        image: &Image,
+        machine: &Machine,
+        more: impl FnOnce(&mut Command),
+    ) -> Result<Session> {
+        let mut machine = machine.clone();
+        machine.serial = "stdio".into();
+        let transcript = self.folder().join(format!("{title}.log"));
+        let mut command = machine.command(image);
+        more(&mut command);
+        Session::start(command, &transcript)
     }
 }

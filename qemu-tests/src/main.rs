@@ -3,7 +3,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`host`], [`boot`], [`guests`], [`hostile`], [`selftest`], [`restart`], [`size`], [`mod@bench`], [`vmx`] | the groups |
+//! | [`host`], [`boot`], [`guests`], [`hostile`], [`devices`], [`selftest`], [`restart`], [`size`], [`mod@bench`], [`vmx`] | the groups |
 //! | [`session`] | a machine under test: type, wait, transcript |
 //! | [`machines`], [`bochs`] | images, each built once; where they boot |
 //! | [`report`] | claims, summary, skips |
@@ -15,6 +15,7 @@
 mod bench;
 mod bochs;
 mod boot;
+mod devices;
 mod guests;
 mod host;
 mod hostile;
@@ -95,6 +96,8 @@ enum Group {
     Restart,
     /// Not run unless it is named: records anew what a real Xen answers to hostile guests.
     Oracle,
+    /// Devices and what keeps them in their bounds.
+    Iommu,
     /// The core's calls, driven from ring 3 on four CPUs; a component made from the template.
     Selftest,
     /// The core's object code against its specification.
@@ -114,6 +117,7 @@ const ALL: &[Group] = &[
     Group::Boot,
     Group::Guests,
     Group::Hostile,
+    Group::Iommu,
     Group::Selftest,
     Group::Restart,
     Group::Bench,
@@ -159,6 +163,7 @@ fn run(cli: &Cli) -> Result<bool> {
                 | Group::Hostile
                 | Group::Oracle
                 | Group::Restart
+                | Group::Iommu
                 | Group::Selftest
                 | Group::Bench
         )
@@ -184,6 +189,7 @@ fn run(cli: &Cli) -> Result<bool> {
             Group::Guests => guests::run(&mut machines, &mut report),
             Group::Hostile => hostile::run(&mut machines, &mut report, cli.controls, cli.full),
             Group::Restart => restart::run(&mut machines, &mut report),
+            Group::Iommu => devices::run(&mut machines, &mut report),
             Group::Oracle => xen::record::run(&mut machines, &mut report, cli.full, cli.again),
             Group::Selftest => {
                 selftest::run(&mut machines, &mut report);

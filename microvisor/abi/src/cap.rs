@@ -81,7 +81,8 @@ pub struct Slot {
     pub number: u64,
     /// `Memory`: frames of it that were handed out. `Cpu`: highest priority. `Interrupt`: the message
     /// that its device has to send, address in the low half, data in the high one; 0 without
-    /// [`Role::Source`]. `Device`: 0, or the [`Stopped`] word. Otherwise 0.
+    /// [`Role::Source`]. `Device` of one function: [`ATTACHED`], and the [`Stopped`] word if it was stopped,
+    /// whoever attached it. Otherwise 0.
     pub more: u64,
 }
 
@@ -268,6 +269,9 @@ pub const LINES: u64 = 128;
 /// PCI functions of a segment.
 pub const FUNCTIONS: u64 = 1 << 16;
 
+/// Bit of `Slot::more`: the function is attached to a *dma* space.
+pub const ATTACHED: u64 = 1 << 9;
+
 /// Why the IOMMU stopped a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped {
@@ -287,9 +291,9 @@ impl Stopped {
         self.address & !0xfff | (self.write as u64) << 8 | reason as u64
     }
 
-    /// From a word: `None` for 0, not stopped.
+    /// From a word: `None` if it was not stopped.
     pub const fn from_word(word: u64) -> Option<Stopped> {
-        if word == 0 {
+        if word as u8 == 0 {
             return None;
         }
         Some(Stopped {

@@ -161,7 +161,7 @@ impl<M: Machine> Kernel<M> {
             Kind::Memory => (cap.extra, cap.mark & 0xffff_ffff),
             Kind::IoPorts => (cap.object, 0),
             Kind::Interrupt => (cap.object, self.message_of(slot)),
-            Kind::Device => (cap.object, self.stopped_word(slot)),
+            Kind::Device => (cap.object, self.device_word(slot)),
             Kind::Cpu => (cap.object, cap.extra),
             _ => (0, 0),
         };

@@ -11,7 +11,7 @@ use crate::machine::{Answer, Ask, Machine};
 use crate::notification::Notification;
 use crate::slot::{SlotRef, flag};
 use crate::translate::AddressSpace;
-use microvisor_abi::cap::{LINES_ISA, Stopped};
+use microvisor_abi::cap::{ATTACHED, LINES_ISA, Stopped};
 use microvisor_abi::{SpaceKind, Status};
 
 /// Functions that can be attached at once.
@@ -181,10 +181,12 @@ impl<M: Machine> Kernel<M> {
         Ok(())
     }
 
-    /// The `Stopped` word of the function attached through this capability, or 0.
-    pub(crate) fn stopped_word(&self, owner: SlotRef) -> u64 {
-        let mut all = self.attached.iter();
-        all.find(|a| a.owner == owner).map_or(0, |a| a.stopped)
+    /// What `Inspect` tells of the only function of this capability.
+    pub(crate) fn device_word(&self, device: SlotRef) -> u64 {
+        let function = self.function(device);
+        let is_it = |a: &&Attachment| a.owner.is_some() && Ok(a.function) == function;
+        let found = self.attached.iter().find(is_it);
+        found.map_or(0, |a| ATTACHED | a.stopped)
     }
 
     /// The IOMMU blocked something that this function did. From now on it blocks all of it, and does

@@ -3,7 +3,7 @@
 
 mod world;
 
-use microvisor_abi::cap::{Role, Slot, Stopped};
+use microvisor_abi::cap::{ATTACHED, Role, Slot, Stopped};
 use microvisor_abi::{Call, Kind, Status};
 use microvisor_objects::{Answer, Ask};
 use world::World;
@@ -158,11 +158,12 @@ fn a_stopped_function_is_blocked_once_told_once_and_says_why() {
     assert_eq!(Stopped::from_word(more), Some(why));
     assert_eq!(w.ok(Call::Wait, &[530, 0])[0], 1);
     assert_eq!(w.call(Call::Wait, &[530, 0]).0, Status::Timeout);
-    assert_eq!(inspect(&mut w, DEVICE + 1).more, 0);
+    assert_eq!(inspect(&mut w, DEVICE + 1).more, ATTACHED);
     // Attached anew it starts anew.
     w.ok(Call::Bind, &[DEVICE, 0, DMA]);
-    w.ok(Call::Bind, &[DEVICE, SPACE, DMA]);
     assert_eq!(inspect(&mut w, DEVICE).more, 0);
+    w.ok(Call::Bind, &[DEVICE, SPACE, DMA]);
+    assert_eq!(inspect(&mut w, DEVICE).more, ATTACHED);
 }
 
 #[test]

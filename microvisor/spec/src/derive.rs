@@ -314,7 +314,7 @@ impl State {
             }
             match told.kind {
                 Kind::Interrupt => told.more = self.message_of(place),
-                Kind::Device => told.more = self.attached(place).map_or(0, |d| d.stopped),
+                Kind::Device => told.more = self.device_word(place),
                 _ => {}
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::lookup::{Checked, require};
 use crate::state::*;
-use microvisor_abi::cap::LINES_ISA;
+use microvisor_abi::cap::{ATTACHED, LINES_ISA};
 use microvisor_abi::{SpaceKind, Status};
 
 /// Functions that can be attached at once.
@@ -50,9 +50,11 @@ impl State {
         self.at_mut(owner).mapped = None;
     }
 
-    /// The one attached through this capability.
-    pub(crate) fn attached(&self, owner: Place) -> Option<&Device> {
-        self.devices.values().find(|device| device.owner == owner)
+    /// What `Inspect` tells of the only function of a capability: whether it is attached, by whomever,
+    /// and why it was stopped.
+    pub(crate) fn device_word(&self, place: Place) -> u64 {
+        let device = self.only(place).ok().and_then(|f| self.devices.get(&f));
+        device.map_or(0, |device| ATTACHED | device.stopped)
     }
 
     /// `Bind` with `Role::Stops`: the notification gets its badge, or 1, when the function is stopped.

@@ -11,6 +11,8 @@ use heapless::Vec;
 /// An I/O APIC.
 #[derive(Clone, Copy, Debug)]
 pub struct IoApic {
+    /// Its id.
+    pub id: u8,
     /// Physical address of its registers.
     pub address: u64,
     /// First global system interrupt it serves.
@@ -121,6 +123,7 @@ pub fn platform(rsdp: u64) -> Result<Platform, &'static str> {
             MadtEntry::LocalApicAddressOverride(e) => platform.local_apic = e.local_apic_address,
             MadtEntry::IoApic(e) => {
                 let _ = platform.io_apics.push(IoApic {
+                    id: e.io_apic_id,
                     address: e.io_apic_address.into(),
                     base: e.global_system_interrupt_base,
                 });

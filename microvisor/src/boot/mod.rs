@@ -7,6 +7,7 @@ pub mod entry;
 pub mod map;
 mod multiboot2;
 mod pvh;
+pub mod remap;
 
 use crate::paging::DIRECT_MAP;
 use map::Firmware;
@@ -24,6 +25,14 @@ fn physical(address: u64, length: u64) -> Option<&'static [u8]> {
     Some(unsafe {
         core::slice::from_raw_parts((DIRECT_MAP + address) as *const u8, length as usize)
     })
+}
+
+/// What ACPI says of IOMMUs.
+pub fn remapping(rsdp: u64) -> remap::Remapping {
+    if let Some(bytes) = remap::table(rsdp, b"DMAR", physical) {
+        return remap::dmar(bytes);
+    }
+    remap::table(rsdp, b"IVRS", physical).map_or(Default::default(), remap::ivrs)
 }
 
 /// What the loader told; `Err` names what is missing.
