@@ -18,7 +18,7 @@ struct Kind {
     claims: &'static [&'static [&'static str]],
 }
 
-const MESSAGES: &[&str] = &["a_message_arrives"];
+const MESSAGES: &[&str] = &["a_message_arrives", "an_isa_line_arrives"];
 const UNPROTECTED: &[&str] = &["without_an_iommu_there_are_no_dma_spaces"];
 const PROTECTED: &[&str] = &[
     "a_device_reaches_nothing_before_it_is_attached",

@@ -84,6 +84,13 @@ fn write_byte(port: u16, value: u8) {
     unsafe { core::arch::asm!("out dx, al", in("dx") port, in("al") value, options(nostack)) };
 }
 
+/// Lets COM1 interrupt when it has nothing to send, or not: its interrupt enable register, and in its
+/// modem control register the gate to the line.
+pub fn com1_interrupts(on: bool) {
+    write_byte(COM1 + 4, if on { 8 } else { 0 });
+    write_byte(COM1 + 1, if on { 2 } else { 0 });
+}
+
 /// COM1 and QEMU's debug exit.
 pub struct Serial;
 
