@@ -62,7 +62,10 @@ const MACHINES: &[Kind] = &[
 
 /// Runs them.
 pub fn run(machines: &mut Machines, report: &mut Report) {
-    for kind in MACHINES.iter().filter(|kind| machines.wants(kind.title)) {
+    for kind in MACHINES {
+        if !machines.wants(kind.title) {
+            continue;
+        }
         let text = match transcript(machines, kind) {
             Ok(text) => text,
             Err(error) => {
