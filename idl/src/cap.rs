@@ -90,4 +90,6 @@ kinds! {
     IoPorts
     /// CPUs, up to a priority.
     Cpu
+    /// A range of PCI functions, by requester id.
+    Device
 }

@@ -44,13 +44,17 @@ extern crate std;
 
 pub mod admin;
 pub mod bench;
+pub mod block;
 pub mod builder;
 mod bytes;
 pub mod cap;
 pub mod console;
+pub mod hardware;
 pub mod local;
 pub mod manifest;
 pub mod operator;
+pub mod pci;
+pub mod requests;
 pub mod ring;
 pub mod schema;
 pub mod supervisor;
@@ -239,16 +243,22 @@ pub fn flatten<R, A, E>(outcome: Result<Result<R, A>, Failure<E>>) -> Result<R, 
 }
 
 /// Every interface's name and schema as JSON.
-pub fn exports() -> [(&'static str, alloc::string::String); 6] {
+pub fn exports() -> [(&'static str, alloc::string::String); 9] {
     [
         (admin::Admin::NAME, schema::export::<admin::Admin>()),
         (bench::Bench::NAME, schema::export::<bench::Bench>()),
+        (block::Block::NAME, schema::export::<block::Block>()),
         (builder::Builder::NAME, schema::export::<builder::Builder>()),
         (console::Console::NAME, schema::export::<console::Console>()),
+        (
+            hardware::Hardware::NAME,
+            schema::export::<hardware::Hardware>(),
+        ),
         (
             operator::Operator::NAME,
             schema::export::<operator::Operator>(),
         ),
+        (pci::Pci::NAME, schema::export::<pci::Pci>()),
         (
             supervisor::Supervisor::NAME,
             schema::export::<supervisor::Supervisor>(),

@@ -17,8 +17,10 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::message;
+
 /// Version word of the encoding; a manifest of another version is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// First bytes of an encoded manifest.
 const MAGIC: [u8; 4] = *b"mvmf";
 
@@ -31,6 +33,9 @@ pub struct Manifest {
     pub guests: Vec<Guest>,
     /// What happens when the guests are gone.
     pub exit: Exit,
+    /// `allow-unprotected-dma = true`: drivers start on a machine without IOMMU too. Their devices
+    /// can then reach all memory, the core's included.
+    pub allow_unprotected_dma: bool,
 }
 
 /// When the machine is switched off by the system itself.
@@ -75,6 +80,90 @@ pub struct Component {
     pub files: Vec<String>,
     /// What happens when it faults.
     pub restart: Restart,
+    /// The function that it drives; `pci` gives it to nobody else.
+    pub device: Option<Selector>,
+    /// Memory that its device may use, in bytes; rounded up to 2 MiB. Root's for good, so that what
+    /// a device writes late finds nobody else's data.
+    pub dma_bytes: u64,
+    /// Memory that it shares with each of its clients, in bytes; rounded up to 2 MiB, and root's for
+    /// good. Its device may use it as well.
+    pub client_bytes: u64,
+}
+
+/// Which of a machine's functions is meant. Functions are looked at in the order of bus, device and
+/// function; one that an earlier component of the manifest has is passed over.
+#[message]
+#[derive(Copy)]
+pub enum Selector {
+    /// `pci:1af4:1042`: the first one by this maker, of this kind.
+    Id {
+        /// Vendor.
+        vendor: u16,
+        /// Device.
+        device: u16,
+    },
+    /// `pci:class:01.08.02`: the first one of this class.
+    Class {
+        /// Class, subclass and programming interface, in bits 23-16, 15-8 and 7-0.
+        code: u32,
+    },
+    /// `pci:slot:00:1f.2`: the one in this place.
+    Slot {
+        /// Requester id: bus << 8 | device << 3 | function.
+        id: u16,
+    },
+}
+
+impl core::fmt::Display for Selector {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match *self {
+            Selector::Id { vendor, device } => write!(f, "pci:{vendor:04x}:{device:04x}"),
+            Selector::Class { code } => {
+                let [_, class, subclass, interface] = code.to_be_bytes();
+                write!(f, "pci:class:{class:02x}.{subclass:02x}.{interface:02x}")
+            }
+            Selector::Slot { id } => {
+                let [bus, slot] = id.to_be_bytes();
+                write!(f, "pci:slot:{bus:02x}:{:02x}.{}", slot >> 3, slot & 7)
+            }
+        }
+    }
+}
+
+impl core::str::FromStr for Selector {
+    type Err = ();
+
+    /// Reads what `Display` writes.
+    fn from_str(text: &str) -> Result<Selector, ()> {
+        let hex = |text: &str, digits: usize| {
+            let plain = text.len() <= digits && text.bytes().all(|b| b.is_ascii_hexdigit());
+            let number = u32::from_str_radix(text, 16).ok();
+            number.filter(|_| plain).ok_or(())
+        };
+        let rest = text.strip_prefix("pci:").ok_or(())?;
+        if let Some(code) = rest.strip_prefix("class:") {
+            let mut parts = code.split('.');
+            let mut next = || hex(parts.next().ok_or(())?, 2);
+            let code = next()? << 16 | next()? << 8 | next()?;
+            return match parts.next() {
+                None => Ok(Selector::Class { code }),
+                Some(_) => Err(()),
+            };
+        }
+        if let Some(slot) = rest.strip_prefix("slot:") {
+            let (bus, place) = slot.split_once(':').ok_or(())?;
+            let (device, function) = place.split_once('.').ok_or(())?;
+            let (bus, device, function) = (hex(bus, 2)?, hex(device, 2)?, hex(function, 1)?);
+            if device > 31 || function > 7 {
+                return Err(());
+            }
+            let id = (bus << 8 | device << 3 | function) as u16;
+            return Ok(Selector::Slot { id });
+        }
+        let (vendor, device) = rest.split_once(':').ok_or(())?;
+        let (vendor, device) = (hex(vendor, 4)? as u16, hex(device, 4)? as u16);
+        Ok(Selector::Id { vendor, device })
+    }
 }
 
 /// One wire: the right to call an interface of another component.
@@ -230,6 +319,7 @@ mod tests {
                 ..Guest::default()
             }]),
             exit: Exit::WhenGuestsStop,
+            allow_unprotected_dma: true,
         }
     }
 
@@ -251,11 +341,40 @@ mod tests {
         assert_eq!(Manifest::decode(b"ELF"), Err(Error::Magic));
     }
 
+    #[test]
+    fn selectors_are_read_as_they_are_written() {
+        for text in ["pci:1af4:1042", "pci:class:01.08.02", "pci:slot:00:1f.2"] {
+            let read: Selector = text.parse().unwrap();
+            assert_eq!(std::format!("{read}"), text);
+        }
+        for wrong in [
+            "pci:1af4",
+            "1af4:1042",
+            "pci:1af4:10421",
+            "pci:+1:2",
+            "pci:class:01.08",
+            "pci:class:01.08.02.03",
+            "pci:slot:00:20.0",
+            "pci:slot:00:1f.8",
+            "pci:slot:1f.2",
+            "",
+        ] {
+            assert_eq!(wrong.parse::<Selector>(), Err(()), "{wrong}");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
         #[test]
+        fn any_text_is_read_as_a_selector_without_panic(text in "(pci:)?(class:|slot:)?[0-9a-f:.]{0,12}|.{0,20}") {
+            if let Ok(read) = text.parse::<Selector>() {
+                prop_assert_eq!(std::format!("{read}").parse(), Ok(read));
+            }
+        }
+
+        #[test]
         fn any_bytes_decode_without_panic(tail in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let mut bytes = Vec::from(*b"mvmf\x01\0\0\0");
+            let mut bytes = Vec::from(*b"mvmf\x02\0\0\0");
             bytes.extend(tail);
             let _ = Manifest::decode(&bytes);
         }
