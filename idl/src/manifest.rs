@@ -93,7 +93,7 @@ pub struct Component {
 /// Which of a machine's functions is meant. Functions are looked at in the order of bus, device and
 /// function; one that an earlier component of the manifest has is passed over.
 #[message]
-#[derive(Copy)]
+#[derive(Copy, PartialOrd, Ord)]
 pub enum Selector {
     /// `pci:1af4:1042`: the first one by this maker, of this kind.
     Id {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use idl::manifest::{Component, Manifest};
+use idl::manifest::{Component, Manifest, Selector};
 
 use crate::description::ROOT;
 use crate::inspect::shown;
@@ -46,6 +46,26 @@ pub enum Thing {
     },
     /// An ISA interrupt line.
     Interrupt(u32),
+    /// A function of a device.
+    Device(Selector),
+    /// Memory that a device may use.
+    DeviceMemory {
+        /// Its driver.
+        driver: String,
+        /// Its size.
+        mib: u64,
+    },
+    /// Memory that a server shares with a client.
+    SharedMemory {
+        /// The server.
+        server: String,
+        /// The client.
+        client: String,
+        /// Its size.
+        mib: u64,
+    },
+    /// Everything that the machine has: what a device reaches that no IOMMU holds.
+    AllMemory,
     /// A file of the archive.
     File(String),
 }
@@ -68,6 +88,21 @@ impl fmt::Display for Thing {
             }
             Thing::Ports { first, last } => write!(f, "ports {first:#x} to {last:#x}"),
             Thing::Interrupt(line) => write!(f, "interrupt line {line}"),
+            Thing::Device(selector) => write!(f, "device {selector}"),
+            Thing::DeviceMemory { driver, mib } => {
+                write!(f, "memory for the device of {} ({mib} MiB)", shown(driver))
+            }
+            Thing::SharedMemory {
+                server,
+                client,
+                mib,
+            } => write!(
+                f,
+                "memory between {} and {} ({mib} MiB)",
+                shown(server),
+                shown(client)
+            ),
+            Thing::AllMemory => write!(f, "all memory of a machine without IOMMU"),
             Thing::File(name) => write!(f, "file {}", shown(name)),
         }
     }
@@ -87,7 +122,7 @@ pub struct Right {
 }
 
 /// Interfaces of root by which others rule: what they can do, root does for them.
-const RULING: &[&str] = &["operator", "admin"];
+const RULING: &[&str] = &["operator", "admin", "hardware"];
 
 impl Right {
     /// Whether it gives power over guests and components that the holder has no other right to.
@@ -157,6 +192,7 @@ impl Graph {
             };
             graph.right(&vmm, vcpus, "run");
         }
+        graph.devices(manifest);
         graph
     }
 
@@ -190,6 +226,61 @@ impl Graph {
         }
         for file in &component.files {
             self.right(name, Thing::File(file.clone()), "read");
+        }
+        if let Some(selector) = component.device {
+            self.right(name, Thing::Device(selector), "drive, as pci hands it out");
+        }
+        let mib = |bytes: u64| bytes.next_multiple_of(2 << 20) >> 20;
+        if component.dma_bytes > 0 {
+            let memory = Thing::DeviceMemory {
+                driver: name.to_owned(),
+                mib: mib(component.dma_bytes),
+            };
+            self.right(name, memory, "read and write, and let its device");
+        }
+    }
+
+    /// Memory that servers share with their clients, and what drivers reach without an IOMMU.
+    fn devices(&mut self, manifest: &Manifest) {
+        let calls: Vec<(String, String)> = self
+            .rights
+            .iter()
+            .filter(|right| right.call)
+            .filter_map(
+                |right| match (self.things.get(right.from)?, self.things.get(right.to)?) {
+                    (
+                        Thing::Component { name: client, .. },
+                        Thing::Component { name: server, .. },
+                    ) => Some((client.clone(), server.clone())),
+                    _ => None,
+                },
+            )
+            .collect();
+        for component in &manifest.components {
+            let mut clients: Vec<&String> = calls
+                .iter()
+                .filter(|(_, server)| component.client_bytes > 0 && *server == component.name)
+                .map(|(client, _)| client)
+                .collect();
+            clients.sort();
+            clients.dedup();
+            for client in clients {
+                let memory = Thing::SharedMemory {
+                    server: component.name.clone(),
+                    client: client.clone(),
+                    mib: component.client_bytes.next_multiple_of(2 << 20) >> 20,
+                };
+                self.right(
+                    &component.name,
+                    memory.clone(),
+                    "read and write, and let its device",
+                );
+                self.right(client, memory, "read and write");
+            }
+            if component.device.is_some() && manifest.allow_unprotected_dma {
+                let does = "read and write, through its device, where there is no IOMMU";
+                self.right(&component.name, Thing::AllMemory, does);
+            }
         }
     }
 
@@ -311,7 +402,7 @@ impl fmt::Display for Graph {
         if rulers.peek().is_some() {
             writeln!(
                 f,
-                "\nwho may have root stop, restart or change guests and components: {}",
+                "\nwho may have root stop, restart or change guests and components, or lend devices: {}",
                 self.names(rulers.map(|right| right.from).collect::<BTreeSet<_>>())
             )?;
         }

@@ -62,6 +62,8 @@ pub struct System {
     pub memory_mib: At<u64>,
     /// Switch the machine off when no guest is left.
     pub exit_with_guests: bool,
+    /// Drivers start without an IOMMU too.
+    pub allow_unprotected_dma: bool,
 }
 
 /// `[[component]]`.
@@ -97,6 +99,12 @@ pub struct Component {
     pub files: Vec<At<Input>>,
     /// Whether it is started again when it dies.
     pub restart: idl::manifest::Restart,
+    /// The function that it drives.
+    pub device: Option<At<idl::manifest::Selector>>,
+    /// Bytes for its device.
+    pub dma_bytes: At<u64>,
+    /// Bytes that it shares with each client.
+    pub client_bytes: At<u64>,
 }
 
 impl Component {

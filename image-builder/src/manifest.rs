@@ -38,6 +38,7 @@ pub fn manifest(description: &Description) -> Manifest {
         } else {
             Exit::Never
         },
+        allow_unprotected_dma: description.system.allow_unprotected_dma,
     }
 }
 
@@ -76,6 +77,9 @@ fn component(description: &Description, from: &crate::description::Component) ->
             .map(|index| own_file(&name, index))
             .collect(),
         restart: from.restart,
+        device: from.device.as_ref().map(|at| at.value),
+        dma_bytes: from.dma_bytes.value,
+        client_bytes: from.client_bytes.value,
         name,
     }
 }

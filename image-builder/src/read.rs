@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use idl::manifest::Restart;
+use idl::manifest::{Restart, Selector};
 use toml::de::{DeTable, DeValue};
 
 use crate::description::{At, Component, Description, Forbid, Guest, Input, Need, System};
@@ -17,7 +17,7 @@ const DEFAULTS: &str = include_str!("defaults.toml");
 pub const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
 
 const SECTIONS: &[&str] = &["system", "component", "guest", "forbid"];
-const SYSTEM: &[&str] = &["cpus", "memory", "exit"];
+const SYSTEM: &[&str] = &["cpus", "memory", "exit", "allow-unprotected-dma"];
 const COMPONENT: &[&str] = &[
     "name",
     "package",
@@ -33,6 +33,9 @@ const COMPONENT: &[&str] = &[
     "interrupts",
     "files",
     "restart",
+    "device",
+    "dma",
+    "client-memory",
 ];
 const GUEST: &[&str] = &[
     "name", "kernel", "initrd", "cmdline", "memory", "vcpus", "cpus", "builder", "vmm", "console",
@@ -317,6 +320,7 @@ impl Reader {
             cpus: At::new(cpus.value as u32, cpus.span),
             memory_mib: At::new(memory.value >> 20, memory.span),
             exit_with_guests: exit.is_some_and(|exit| exit.value == "when-guests-stop"),
+            allow_unprotected_dma: self.boolean(&table, "allow-unprotected-dma"),
             span: table.span,
         };
     }
@@ -375,7 +379,23 @@ impl Reader {
                 Some(At::new(Input::parse(value.as_str()?).ok()?, at))
             }),
             restart,
+            device: self.device(&table),
+            dma_bytes: self.size(&table, "dma", 1 << 20, 0),
+            client_bytes: self.size(&table, "client-memory", 1 << 20, 0),
             name,
+        }
+    }
+
+    fn device(&mut self, table: &Table<'_>) -> Option<At<Selector>> {
+        let text = self.string(table, "device")?;
+        match text.value.parse() {
+            Ok(selector) => Some(At::new(selector, text.span)),
+            Err(()) => {
+                let expected = "\"pci:1af4:1042\" (vendor and device), \"pci:class:01.08.02\" or \
+                                \"pci:slot:00:1f.2\"";
+                self.wrong(table, "device", &text.span, expected);
+                None
+            }
         }
     }
 

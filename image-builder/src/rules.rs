@@ -17,7 +17,13 @@ const RANGES_MAX: usize = 8;
 const FILES_MAX: usize = 8;
 const CMDLINE_MAX: usize = 2047;
 /// Interfaces that root serves.
-pub const ROOT_SERVES: &[&str] = &["supervisor", "builder", "operator", "admin"];
+pub const ROOT_SERVES: &[&str] = &["supervisor", "builder", "operator", "admin", "hardware"];
+/// The interface of which there is one holder: it lends every device.
+const HARDWARE: &str = "hardware";
+/// Most memory that one device, or one client, is given.
+const DMA_MAX: u64 = 64 << 20;
+/// Clients that a server shares memory with at most (`sdk::startup::SHARES_MAX`).
+const SHARES_MAX: usize = 16;
 
 /// What a package of the workspace says it cannot do without, in its `Cargo.toml` under
 /// `[package.metadata.microvisor]`. A wish, never a right: only `system.toml` grants.
@@ -91,8 +97,12 @@ impl Rules<'_> {
             } else {
                 1
             };
-            components =
-                components.saturating_add(component.memory_bytes.value.saturating_mul(copies));
+            let own = component.memory_bytes.value.saturating_mul(copies);
+            let devices = component
+                .dma_bytes
+                .value
+                .saturating_add(component.client_bytes.value);
+            components = components.saturating_add(own).saturating_add(devices);
         }
         let needed = guests
             .saturating_add(components >> 20)
@@ -258,7 +268,82 @@ impl Rules<'_> {
                 self.add(&need.span, format!("{what}: {message}"), advice);
             }
         }
+        self.device(component, &what);
         self.wishes(component, &what);
+    }
+
+    fn device(&mut self, component: &Component, what: &str) {
+        if let Some(device) = &component.device {
+            if component.per_guest {
+                let message = format!("{what}: `device` with `per-guest`");
+                self.add(&device.span, message, "a function has one driver");
+            }
+            if !component.needs.iter().any(|need| need.interface == "pci") {
+                let message = format!("{what} has a device, but nobody to get it from");
+                self.add(&device.span, message, "add \"pci\" to its `needs`");
+            }
+        }
+        for (key, bytes) in [
+            ("dma", &component.dma_bytes),
+            ("client-memory", &component.client_bytes),
+        ] {
+            if bytes.value > DMA_MAX {
+                let message = format!("{what}: `{key}` has {} MiB", bytes.value >> 20);
+                self.add(
+                    &bytes.span,
+                    message,
+                    format!("at most {} MiB", DMA_MAX >> 20),
+                );
+            }
+            if bytes.value > 0 && component.per_guest {
+                let message = format!("{what}: `{key}` with `per-guest`");
+                self.add(
+                    &bytes.span,
+                    message,
+                    "it is for drivers, of which there is one each",
+                );
+            }
+        }
+        if component.client_bytes.value > 0 {
+            let serves = |need: &crate::description::Need| {
+                let server = server_of(self.description, &need.interface, need.server.as_deref());
+                server.is_ok_and(|server| server == component.name.value)
+            };
+            let copies = |client: &Component| match client.per_guest {
+                true => {
+                    let guests = self.description.guests.iter();
+                    let name = &client.name.value;
+                    guests
+                        .filter(|g| g.builder.value == *name || g.vmm.value == *name)
+                        .count()
+                }
+                false => 1,
+            };
+            let all = self.description.components.iter();
+            let clients: usize = all.filter(|c| c.needs.iter().any(serves)).map(copies).sum();
+            self.count(
+                &component.client_bytes.span,
+                &format!("{what}: clients to share memory with"),
+                clients,
+                SHARES_MAX,
+            );
+        }
+        if component
+            .needs
+            .iter()
+            .any(|need| need.interface == HARDWARE)
+        {
+            let all = self.description.components.iter();
+            let holders = all.filter(|c| c.needs.iter().any(|need| need.interface == HARDWARE));
+            if component.per_guest || holders.count() > 1 {
+                let message = format!("{what} is not the only one with {HARDWARE}");
+                self.add(
+                    &component.span,
+                    message,
+                    "one component hands devices out: `pci`",
+                );
+            }
+        }
     }
 
     fn wishes(&mut self, component: &Component, what: &str) {

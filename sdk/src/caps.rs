@@ -5,8 +5,8 @@
 //! capability take a slot by themselves; those ending in `_in` place it into another space.
 
 use idl::cap::{
-    AddressSpace, CapSpace, Cpu, Endpoint, Frame, Interrupt, IoPorts, Memory, Notification, Reply,
-    SchedContext, Tables, Thread, Vcpu,
+    AddressSpace, CapSpace, Cpu, Device, Endpoint, Frame, Interrupt, IoPorts, Memory, Notification,
+    Reply, SchedContext, Tables, Thread, Vcpu,
 };
 pub use idl::{Cap, cap};
 use microvisor_abi::cap::{InterruptOp, Role, Slot};
@@ -27,7 +27,7 @@ macro_rules! kinds {
     ($($name:ident)*) => {$(impl KindOf for $name { const KIND: Kind = Kind::$name; })*};
 }
 kinds!(Memory Frame Tables CapSpace AddressSpace Thread SchedContext Endpoint Reply Notification
-    Vcpu Interrupt IoPorts Cpu);
+    Vcpu Interrupt IoPorts Cpu Device);
 
 /// Where and how a copy is made; see `Call::Copy`.
 #[derive(Clone, Copy, Debug)]
@@ -466,6 +466,8 @@ pub trait InterruptCap {
     fn bind(self, to: Cap<Notification>) -> Result<(), Status>;
     /// The interrupt was handled: the line may interrupt again.
     fn acknowledge(self, line: u32) -> Result<(), Status>;
+    /// It is what the only function of `device` may send: what, as `Slot::more` has it.
+    fn source(self, device: Cap<Device>) -> Result<u64, Status>;
 }
 
 impl InterruptCap for Cap<Interrupt> {
@@ -478,6 +480,33 @@ impl InterruptCap for Cap<Interrupt> {
             Call::InterruptControl,
             [self.slot().into(), line.into(), op, 0, 0, 0],
         )
+    }
+    fn source(self, device: Cap<Device>) -> Result<u64, Status> {
+        bind(self.slot(), device.slot(), Role::Source)?;
+        inspect(OWN, self.slot()).map(|slot| slot.more)
+    }
+}
+
+/// PCI functions.
+pub trait DeviceCap {
+    /// The only function of it reaches what `space`, of kind *dma*, maps.
+    fn attach(self, space: Cap<AddressSpace>) -> Result<(), Status>;
+    /// It reaches nothing.
+    fn detach(self) -> Result<(), Status>;
+    /// `to` is signalled, with the badge of that capability, when the IOMMU stops the function that
+    /// was attached through this capability.
+    fn bind_stops(self, to: Cap<Notification>) -> Result<(), Status>;
+}
+
+impl DeviceCap for Cap<Device> {
+    fn attach(self, space: Cap<AddressSpace>) -> Result<(), Status> {
+        bind(self.slot(), space.slot(), Role::Dma)
+    }
+    fn detach(self) -> Result<(), Status> {
+        bind(self.slot(), 0, Role::Dma)
+    }
+    fn bind_stops(self, to: Cap<Notification>) -> Result<(), Status> {
+        bind(to.slot(), self.slot(), Role::Stops)
     }
 }
 

@@ -33,7 +33,7 @@
 //! # What is where
 //! [`startup`] the start contract with root; [`caps`] system calls by kind of capability;
 //! [`ipc`] clients and servers; [`memory`] mapping; [`vcpu`] state pages; [`thread`], [`time`],
-//! [`port`], [`logging`], [`console`], [`sync`], [`slots`], [`mod@panic`].
+//! [`port`], [`mmio`], [`dma`], [`block`], [`logging`], [`console`], [`sync`], [`slots`], [`mod@panic`].
 //!
 //! On a host the crate builds too: there the crate `microvisor-testkit` stands in the core's place,
 //! and a component's own code runs under `cargo test` (`host`). Without it every system call fails.
@@ -43,8 +43,10 @@ extern crate alloc;
 #[cfg(not(target_os = "none"))]
 extern crate std;
 
+pub mod block;
 pub mod caps;
 pub mod console;
+pub mod dma;
 pub mod entry;
 pub mod heap;
 #[cfg(not(target_os = "none"))]
@@ -53,6 +55,7 @@ pub mod ipc;
 pub mod local;
 pub mod logging;
 pub mod memory;
+pub mod mmio;
 pub mod panic;
 pub mod port;
 pub mod raw;

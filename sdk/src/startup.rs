@@ -162,6 +162,31 @@ pub struct RingPages {
     pub count: u32,
 }
 
+/// Memory that a device may use: frames of 2 MiB in consecutive slots, one after the other in
+/// physical memory. Root's, whatever becomes of the driver; what is in it stays from one instance to
+/// the next. See `sdk::dma`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DmaRight {
+    /// The first.
+    pub slot: u32,
+    /// How many.
+    pub count: u32,
+    /// Physical address, on a machine without IOMMU; 0 where that is nobody's business.
+    pub bus: u64,
+}
+
+/// Memory that a server shares with one of its clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The client's badge.
+    pub client: u64,
+    /// The memory.
+    pub memory: DmaRight,
+}
+
+/// Most of them.
+pub const SHARES_MAX: usize = 16;
+
 /// The guest that a builder or VMM is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestStart {
@@ -230,6 +255,10 @@ pub struct Startup {
     pub guests: heapless::Vec<Name, CLIENTS_MAX>,
     /// Rings that are attached from the start (console only).
     pub attached: heapless::Vec<Attached, 2>,
+    /// Memory for its device (drivers only).
+    pub dma: DmaRight,
+    /// Memory for it and each of its clients (servers whose manifest says so).
+    pub shares: heapless::Vec<Share, SHARES_MAX>,
     /// The guest (builder and VMM only).
     pub guest: Option<GuestStart>,
 }

@@ -12,7 +12,7 @@ use sdk::abi as microvisor_abi;
 use sdk::startup::THREAD_STACK_BYTES;
 
 /// Interfaces that root serves itself.
-pub const SERVED_BY_ROOT: [&str; 4] = ["supervisor", "builder", "operator", "admin"];
+pub const SERVED_BY_ROOT: [&str; 5] = ["supervisor", "builder", "operator", "admin", "hardware"];
 /// The name by which manifests wire to root.
 pub const ROOT: &str = "root";
 
@@ -229,6 +229,11 @@ pub struct Size {
     pub own: u64,
     /// Everything together: what its `Memory` must hold.
     pub total: u64,
+}
+
+/// Frames of 2 MiB that a device's memory, or memory shared with a client, of so many bytes takes.
+pub fn large_frames(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(sdk::memory::LARGE)).unwrap_or(u32::MAX)
 }
 
 /// Bytes of a component's first stack.

@@ -10,6 +10,8 @@ use sdk::memory::{LARGE, ORDER_2M};
 use sdk::prelude::*;
 use sdk::{slots, time};
 
+use super::hardware::DmaMemory;
+
 /// Frames of 4 KiB in a unit of the pool.
 const UNIT: u64 = LARGE / FRAME;
 /// Units that root keeps for its heap, page tables, endpoints and rings, with what it used before
@@ -61,6 +63,8 @@ pub struct Bank {
     frames: u64,
     /// Units that are guests' memory.
     guests: u64,
+    /// What is set apart for devices.
+    pub dma: DmaMemory,
 }
 
 /// A guest's memory.
@@ -73,12 +77,13 @@ pub struct GuestMemory {
 }
 
 impl Bank {
-    /// Takes all RAM but what root keeps.
-    pub fn new(info: &Info) -> Bank {
+    /// Takes all RAM but what root keeps. `dma` frames of 2 MiB are set apart for devices.
+    pub fn new(info: &Info, dma: u32) -> Bank {
         let mut bank = Bank {
             pool: Pool::default(),
             frames: 0,
             guests: 0,
+            dma: DmaMemory::default(),
         };
         let ranges = info.memories.iter().take(info.memory_count as usize);
         for range in ranges.filter(|range| range.device == 0) {
@@ -86,7 +91,7 @@ impl Bank {
             let memory = Cap::new(range.slot);
             let own = memory == sdk::memory::own();
             let added = if own {
-                bank.add_own(memory, range.frames)
+                bank.add_own(memory, range.base, range.frames, dma)
             } else {
                 bank.add(memory, range.base, range.frames)
             };
@@ -112,14 +117,24 @@ impl Bank {
     }
 
     /// What root uses itself is in the same range, before and behind.
-    fn add_own(&mut self, memory: Cap<cap::Memory>, frames: u64) -> Result<(), Status> {
-        let units = (frames / UNIT).saturating_sub(KEPT);
+    fn add_own(
+        &mut self,
+        memory: Cap<cap::Memory>,
+        base: u64,
+        frames: u64,
+        dma: u32,
+    ) -> Result<(), Status> {
+        let units = (frames / UNIT).saturating_sub(KEPT + u64::from(dma));
         if units == 0 {
             return Err(Status::NoMemory);
         }
         // How much is used already only the core knows; a large frame is aligned, and so is what
         // comes after it.
         let _: Cap<cap::Frame> = memory.retype(ORDER_2M)?;
+        match DmaMemory::carve(memory, base, dma) {
+            Ok(carved) => self.dma = carved,
+            Err(status) => log::error!("no memory for devices: {status:?}"),
+        }
         self.pool.add(memory.retype(units * UNIT)?, units);
         Ok(())
     }

@@ -8,15 +8,16 @@ use idl::manifest::Component;
 use idl::name;
 use root_plan::image::Image;
 use root_plan::plan::{self, STACK_BYTES};
-use sdk::abi::{FRAME, Kind, boot};
+use sdk::abi::{FRAME, boot};
 use sdk::local;
 use sdk::memory::{LARGE, READ_WRITE};
 use sdk::prelude::*;
-use sdk::startup::{self, LineRight, PortsRight, SLOT_FIRST, Serve, THREAD_STACK_BYTES, Wire};
+use sdk::startup::{self, DmaRight, SLOT_FIRST, Share, THREAD_STACK_BYTES};
 
 use super::content::{Files, load, start_up_pages};
 use super::maker::Maker;
 use super::system::Tools;
+use super::wiring::{Wiring, give_dma, wire};
 
 /// Where the page of a ring that is attached from the start is mapped.
 const ATTACHED_ADDRESS: u64 = 0x6000_0000_0000;
@@ -68,6 +69,12 @@ pub struct Order<'a> {
     pub guest: Option<GuestParts<'a>>,
     /// For the console: root's log ring.
     pub attach: Option<Cap<cap::Frame>>,
+    /// For drivers: memory for their device.
+    pub dma: DmaRight,
+    /// For servers that share memory with clients: with whom.
+    pub shares: &'a [Share],
+    /// Physical addresses are told: there is no IOMMU that makes them nobody's business.
+    pub tell_bus: bool,
     /// For the console: frames for rings with clients, in consecutive slots; how many.
     pub ring_pages: Option<(Cap<cap::Frame>, u32)>,
     /// For the console: its clients' names by the number in their badges.
@@ -138,50 +145,6 @@ struct Built {
     wires: Vec<(u32, String)>,
 }
 
-/// Slots of the new component's space, handed out in order.
-struct Wiring {
-    space: Cap<cap::CapSpace>,
-    next: u32,
-}
-
-impl Wiring {
-    fn give<K>(&mut self, what: Cap<K>, rights: Rights, badge: u64) -> Result<u32, Status> {
-        let slot = self.next;
-        self.give_at(what, slot, rights, badge)?;
-        self.next += 1;
-        Ok(slot)
-    }
-
-    /// What the core finds in the space ends where the list of what was given ends.
-    fn nothing_else(&self) -> Result<(), StartError> {
-        let found = (self.next..).map_while(|slot| inspect(self.space, slot).ok());
-        match found.filter(|slot| slot.kind != Kind::Null).count() {
-            0 => Ok(()),
-            _ => Err(StartError::TooMany("capabilities")),
-        }
-    }
-
-    fn give_at<K>(
-        &self,
-        what: Cap<K>,
-        slot: u32,
-        rights: Rights,
-        badge: u64,
-    ) -> Result<(), Status> {
-        what.copy_to(CopyTo {
-            space: self.space,
-            slot,
-            rights,
-            badge,
-            order: if badge == 0 {
-                0
-            } else {
-                sdk::abi::cap::PRIORITY_MAX
-            },
-        })
-    }
-}
-
 impl Instance {
     /// Makes, wires and starts it out of `memory` (`kept` from an earlier run, or new from root's).
     pub fn start(
@@ -199,7 +162,10 @@ impl Instance {
         let threads = u64::from(order.component.threads) + cpus as u64;
         // Frames that are not made of its memory, but have slots and are mapped.
         let guest = order.guest.as_ref().map_or(0, |guest| guest.count);
-        let frames = u64::from(guest + order.ring_pages.map_or(0, |(_, count)| count));
+        let shared: u32 = order.shares.iter().map(|share| share.memory.count).sum();
+        let rings = order.ring_pages.map_or(0, |(_, count)| count);
+        // Devices' memory is mapped twice: for the component and for the device.
+        let frames = u64::from(guest + rings + 2 * (shared + order.dma.count));
         let size = plan::size(
             order.component,
             &tools.info.object_frames,
@@ -370,6 +336,15 @@ impl Instance {
                     .during("give it ring pages")?;
             }
         }
+        facts.dma = give_dma(&mut wiring, &order.dma, order.tell_bus)?;
+        for share in order.shares {
+            let given = Share {
+                client: share.client,
+                memory: give_dma(&mut wiring, &share.memory, order.tell_bus)?,
+            };
+            let full = |_| StartError::TooMany("clients to share memory with");
+            facts.shares.push(given).map_err(full)?;
+        }
         if let Some(guest) = &order.guest {
             let start = add_guest(
                 tools,
@@ -490,67 +465,6 @@ fn further_thread(
         cpu,
         block,
     })
-}
-
-fn wire(
-    tools: &Tools,
-    wiring: &mut Wiring,
-    order: &Order<'_>,
-    facts: &mut Startup,
-) -> Result<(), StartError> {
-    for connection in order.connections {
-        let slot = wiring
-            .give(connection.endpoint, connection.rights, connection.badge)
-            .during("wire it")?;
-        let wire = Wire {
-            interface: name(&connection.interface),
-            server: name(&connection.server),
-            slot,
-        };
-        facts
-            .wires
-            .push(wire)
-            .map_err(|_| StartError::TooMany("needs"))?;
-    }
-    for (interface, endpoint) in order.serves {
-        let serve = Serve {
-            interface: name(interface),
-            slot: wiring
-                .give(*endpoint, Rights::RECEIVE.or(Rights::GRANT), 0)
-                .during("wire it")?,
-        };
-        facts
-            .serves
-            .push(serve)
-            .map_err(|_| StartError::TooMany("interfaces"))?;
-    }
-    for ports in &order.component.ports {
-        let range = u64::from(ports.first) | u64::from(ports.count) << 32;
-        let right = PortsRight {
-            first: ports.first,
-            count: ports.count,
-            slot: wiring
-                .give(tools.ports, Rights::ALL, range)
-                .during("give it its ports")?,
-        };
-        facts
-            .ports
-            .push(right)
-            .map_err(|_| StartError::TooMany("port ranges"))?;
-    }
-    for &line in &order.component.interrupts {
-        let right = LineRight {
-            line,
-            slot: wiring
-                .give(tools.interrupts, Rights::ALL, u64::from(line) | 1 << 32)
-                .during("give it its interrupts")?,
-        };
-        facts
-            .lines
-            .push(right)
-            .map_err(|_| StartError::TooMany("interrupts"))?;
-    }
-    Ok(())
 }
 
 fn add_guest(

@@ -5,6 +5,7 @@ mod bank;
 mod content;
 mod exit;
 mod guests;
+mod hardware;
 mod inbox;
 mod instance;
 mod maker;
@@ -13,6 +14,7 @@ mod report;
 mod restart;
 mod serial;
 mod system;
+mod wiring;
 
 use alloc::string::String;
 use idl::manifest::Manifest;

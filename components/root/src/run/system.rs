@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use idl::admin::Admin;
 use idl::builder::Builder;
+use idl::hardware::Hardware as HardwareInterface;
 use idl::manifest::{Component, Manifest};
 use idl::name;
 use idl::operator::Operator;
@@ -18,11 +19,12 @@ use sdk::abi::archive::Archive;
 use sdk::abi::boot::{self, Info};
 use sdk::memory::{ORDER_4K, Shared, Window};
 use sdk::prelude::*;
-use sdk::startup::{CLIENTS_MAX, Machine};
+use sdk::startup::{CLIENTS_MAX, DmaRight, Machine, Share};
 
 use super::admin::{self, Kills};
 use super::bank::Bank;
 use super::guests::GuestPlace;
+use super::hardware::{self, DmaMemory, Hardware};
 use super::inbox::{Inbox, News};
 use super::instance::{Connection, GuestParts, Instance, Order};
 use super::operator::{Desk, Orders};
@@ -35,6 +37,7 @@ const SUPERVISOR: u64 = 1;
 const BUILDER: u64 = 2;
 const OPERATOR: u64 = 3;
 const ADMIN: u64 = 4;
+const HARDWARE: u64 = 5;
 /// Bits for faults; instances share them round robin.
 pub(super) const FAULT_BITS: usize = 60;
 /// Ring pages that a console gets for each possible client: one for its log, one for its guest.
@@ -53,6 +56,8 @@ pub struct Tools {
     pub ports: Cap<cap::IoPorts>,
     /// All lines.
     pub interrupts: Cap<cap::Interrupt>,
+    /// Devices.
+    pub hardware: Hardware,
 }
 
 impl Tools {
@@ -87,6 +92,10 @@ pub struct Place {
     pub(super) state: State,
     /// Memory of an earlier run, and its frames.
     pub(super) kept: Option<(Cap<cap::Memory>, u64)>,
+    /// Memory for its device, for good.
+    pub(super) dma: DmaRight,
+    /// Memory that it shares with clients, for good.
+    pub(super) shares: Vec<Share>,
     /// The console's ring pages: clients keep theirs over its restarts.
     rings: Option<(Cap<cap::Frame>, u32)>,
     /// It runs.
@@ -143,6 +152,8 @@ impl System {
                 guest,
                 state: State::Waiting,
                 kept: None,
+                dma: DmaRight::default(),
+                shares: Vec::new(),
                 rings: None,
                 instance: None,
                 fault: note.mint(Rights::SIGNAL, bit)?,
@@ -171,14 +182,17 @@ impl System {
                 memory: None,
             });
         }
-        Ok(System {
+        let clients = |server| hardware::clients(&manifest, &places, server).len() as u32;
+        let dma = DmaMemory::needed(&manifest, clients);
+        let mut system = System {
             tools: Tools {
                 info,
                 archive,
                 window: Window::new()?,
-                bank: Bank::new(info),
+                bank: Bank::new(info, dma),
                 ports: Cap::new(boot::SLOT_IO_PORTS),
                 interrupts: Cap::new(boot::SLOT_INTERRUPTS),
+                hardware: Hardware::new(info),
             },
             order: plan::start_order(&manifest).map_err(|_| Status::InvalidArgument)?,
             manifest,
@@ -192,7 +206,10 @@ impl System {
             inbox: Inbox::default(),
             orders: Orders::default(),
             kills: Kills::default(),
-        })
+        };
+        system.share_out();
+        system.say_protection();
+        Ok(system)
     }
 
     /// Starts what can be started.
@@ -281,9 +298,15 @@ impl System {
                     "builder" => BUILDER,
                     "operator" => OPERATOR,
                     "admin" => ADMIN,
+                    "hardware" => HARDWARE,
                     _ => SUPERVISOR,
                 };
-                (Some(self.endpoint), Rights::CALL, id << 8 | interface)
+                // Answers carry capabilities only where devices are handed out.
+                let rights = match interface {
+                    HARDWARE => Rights::CALL.or(Rights::GRANT),
+                    _ => Rights::CALL,
+                };
+                (Some(self.endpoint), rights, id << 8 | interface)
             } else {
                 let found = self.endpoints.iter().find(|(owner, interface, _)| {
                     self.manifest.components[*owner].name == server && *interface == need.interface
@@ -343,6 +366,7 @@ impl System {
                 Err(status) => log::error!("no ring pages for the console: {status:?}"),
             }
         }
+        let tell_bus = !self.is_protected();
         let place = &mut self.places[index];
         let order = Order {
             name: &place.name,
@@ -352,6 +376,9 @@ impl System {
             guest,
             attach: console.then_some(self.log.frame),
             ring_pages: place.rings,
+            dma: place.dma,
+            shares: &place.shares,
+            tell_bus,
             clients,
             guests,
             fault: place.fault,
@@ -389,6 +416,11 @@ impl System {
     }
 
     pub(super) fn start_component(&mut self, index: usize) {
+        if !self.may_drive(index) {
+            self.places[index].state = State::Down;
+            self.close(index);
+            return;
+        }
         if !self.run(index, None) {
             self.close(index);
         }
@@ -430,6 +462,16 @@ impl System {
                                 kills: &mut self.kills,
                             };
                             self.receiver.answer::<Admin, _>(message, &mut desk)
+                        }
+                        HARDWARE => {
+                            let mut desk = hardware::Desk {
+                                info: self.tools.info,
+                                manifest: &self.manifest,
+                                places: &self.places,
+                                hardware: &mut self.tools.hardware,
+                            };
+                            self.receiver
+                                .answer::<HardwareInterface, _>(message, &mut desk)
                         }
                         _ => self
                             .receiver

@@ -1,0 +1,255 @@
+//! A disk for those who need one: a client of interface `block` that outlives the driver. Requests
+//! that a driver took with it are put to the next one again, which is harmless: the same data to the
+//! same blocks, and nothing that was answered is among them.
+
+use alloc::vec::Vec;
+
+use idl::block::{Attached, BlockClient, BlockError, Geometry};
+use idl::cap::{Frame, Notification};
+use idl::requests::{
+    Answer, ClientRing, NOBODY, Operation, PAGE_BYTES, Request, RequestPage, SLOTS, Status as Ended,
+};
+use idl::{CallError, Cap, ConnectError, Failure};
+use microvisor_abi::Status;
+
+use crate::caps::{AnyCap, NotificationCap};
+use crate::ipc::EndpointTransport;
+use crate::memory::{self, READ_WRITE, SharedPage};
+use crate::startup::PEERS;
+use crate::time;
+
+// SAFETY: it consists of atomics and arrays of them, and is 4096 bytes.
+unsafe impl SharedPage for RequestPage {}
+
+/// How long a driver may take to answer `attach` with anything but `Busy`.
+const PATIENCE_MICROSECONDS: u64 = 60_000_000;
+/// Between two questions.
+const PAUSE_MICROSECONDS: u64 = 5_000;
+
+/// Why a request has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskError {
+    /// The driver refused to attach.
+    Driver(BlockError),
+    /// The driver was built from another version of the interface.
+    Schema,
+    /// There is no driver any more.
+    Gone(Failure<Status>),
+    /// The core refused.
+    Core(Status),
+    /// The driver wrote something into the ring that makes no sense.
+    Damaged,
+    /// As many requests as the ring has places wait for answers.
+    Full,
+    /// It ended in another way than it should.
+    Ended(Ended),
+    /// The deadline passed.
+    Timeout,
+}
+
+/// An attached disk.
+pub struct Disk {
+    transport: EndpointTransport,
+    /// Unbadged: what is waited for.
+    events: Cap<Notification>,
+    /// Given to the driver.
+    wake: Cap<Notification>,
+    /// Of the driver.
+    peer: Cap<Notification>,
+    attached: Attached,
+    address: u64,
+    page: &'static RequestPage,
+    ring: ClientRing<'static>,
+    /// Requests without an answer, oldest first.
+    open: Vec<Request>,
+    next: u32,
+    /// How often a driver was found gone, and another one attached to.
+    pub reattached: u32,
+}
+
+fn ask(
+    transport: EndpointTransport,
+    wake: Cap<Notification>,
+) -> Result<(Attached, Cap<Frame>, Cap<Notification>), DiskError> {
+    let end = time::now().saturating_add(time::microseconds(PATIENCE_MICROSECONDS));
+    loop {
+        let answer = match BlockClient::connect(transport) {
+            Err(ConnectError::Schema { .. }) => return Err(DiskError::Schema),
+            Err(ConnectError::Failure(failure)) => Err(CallError::Failure(failure)),
+            Ok(driver) => driver.attach(wake),
+        };
+        match answer {
+            Ok(attached) => return Ok(attached),
+            Err(CallError::Failure(Failure::Transport(Status::Restarted))) => {}
+            Err(CallError::Answer(BlockError::Busy)) if time::now() < end => {
+                let pause = time::microseconds(PAUSE_MICROSECONDS);
+                let _ = time::sleep_until(time::now().saturating_add(pause));
+            }
+            Err(CallError::Answer(error)) => return Err(DiskError::Driver(error)),
+            Err(CallError::Failure(failure)) => return Err(DiskError::Gone(failure)),
+        }
+    }
+}
+
+impl Disk {
+    /// Attaches. `events` is the own notification, without a badge, on which nobody else waits;
+    /// `bit` of it is the disk's.
+    pub fn attach(
+        transport: EndpointTransport,
+        events: Cap<Notification>,
+        bit: u64,
+    ) -> Result<Disk, DiskError> {
+        let wake = events
+            .mint(microvisor_abi::Rights::SIGNAL, bit)
+            .map_err(DiskError::Core)?;
+        let (attached, frame, peer) = ask(transport, wake)?;
+        let bytes = u64::from(attached.shared_bytes);
+        if bytes != memory::LARGE {
+            return Err(DiskError::Core(Status::Unsupported));
+        }
+        let address = memory::map(frame, bytes, READ_WRITE).map_err(DiskError::Core)?;
+        // SAFETY: just mapped, writable, for good: the memory is root's.
+        let page: &'static RequestPage = unsafe { memory::shared_at(address) };
+        Ok(Disk {
+            transport,
+            events,
+            wake,
+            peer,
+            attached,
+            address,
+            page,
+            ring: ClientRing::new(page),
+            open: Vec::new(),
+            next: 0,
+            reattached: 0,
+        })
+    }
+
+    /// The disk's shape.
+    pub fn geometry(&self) -> Geometry {
+        self.attached.geometry
+    }
+
+    /// Where data may be: offsets from, up to but not including.
+    pub fn places(&self) -> (u32, u32) {
+        (PAGE_BYTES, self.attached.shared_bytes)
+    }
+
+    /// Puts bytes into the shared memory, as many as fit from `offset` on.
+    pub fn put(&mut self, offset: u32, bytes: &[u8]) {
+        for (index, byte) in bytes.iter().enumerate() {
+            let at = u64::from(offset) + index as u64;
+            if at >= u64::from(PAGE_BYTES) && at < u64::from(self.attached.shared_bytes) {
+                // SAFETY: inside of the mapping and behind the ring's page; nobody has references
+                // into it, because driver and device may change it at any time.
+                unsafe { ((self.address + at) as *mut u8).write_volatile(*byte) }
+            }
+        }
+    }
+
+    /// Takes bytes out of the shared memory; those outside of it are 0.
+    pub fn get(&self, offset: u32, bytes: &mut [u8]) {
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            let at = u64::from(offset) + index as u64;
+            *byte = match at >= u64::from(PAGE_BYTES) && at < u64::from(self.attached.shared_bytes)
+            {
+                // SAFETY: as in `put`.
+                true => unsafe { ((self.address + at) as *const u8).read_volatile() },
+                false => 0,
+            };
+        }
+    }
+
+    /// Submits a request; its identity. Nothing is believed of it here: the driver checks.
+    pub fn submit(
+        &mut self,
+        operation: Operation,
+        block: u64,
+        offset: u32,
+        bytes: u32,
+    ) -> Result<u32, DiskError> {
+        let id = self.next;
+        self.submit_raw(Request {
+            id,
+            operation: operation as u32,
+            block,
+            offset,
+            bytes,
+        })?;
+        Ok(id)
+    }
+
+    /// Submits what may be no request at all, under the identity that it has. For tests of drivers.
+    pub fn submit_raw(&mut self, request: Request) -> Result<(), DiskError> {
+        if self.open.len() >= SLOTS as usize {
+            return Err(DiskError::Full);
+        }
+        self.ring.submit(&request).map_err(|_| DiskError::Full)?;
+        self.open.push(request);
+        // The identity of answers that belong to nobody is never one of ours.
+        self.next = request.id.wrapping_add(1) % NOBODY;
+        if self.peer.signal(1).is_err() {
+            self.again()?;
+        }
+        Ok(())
+    }
+
+    /// The driver is gone: attaches to the next one, and puts to it what was not answered.
+    fn again(&mut self) -> Result<(), DiskError> {
+        loop {
+            let (attached, frame, peer) = ask(self.transport, self.wake)?;
+            // The same memory as before, which is still mapped here.
+            let _ = frame.delete();
+            let _ = core::mem::replace(&mut self.peer, peer).delete();
+            self.attached = attached;
+            self.reattached += 1;
+            self.ring = ClientRing::new(self.page);
+            for request in &self.open {
+                // The ring is empty and has a place for each.
+                let _ = self.ring.submit(request);
+            }
+            if self.peer.signal(1).is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next answer that is there already.
+    pub fn collect(&mut self) -> Result<Option<Answer>, DiskError> {
+        match self.ring.collect() {
+            Err(_) => Err(DiskError::Damaged),
+            Ok(None) => Ok(None),
+            Ok(Some(answer)) => {
+                if answer.status == Ended::Damaged {
+                    // What was in the ring is lost; the driver said so.
+                    self.ring.forget();
+                    self.open.clear();
+                } else {
+                    self.open.retain(|request| request.id != answer.id);
+                }
+                Ok(Some(answer))
+            }
+        }
+    }
+
+    /// Waits for an answer until the absolute TSC `deadline`.
+    pub fn wait(&mut self, deadline: u64) -> Result<Answer, DiskError> {
+        loop {
+            if let Some(answer) = self.collect()? {
+                return Ok(answer);
+            }
+            match self.events.wait(deadline) {
+                Ok(bits) if bits & PEERS != 0 && self.peer.signal(1).is_err() => self.again()?,
+                Ok(_) => {}
+                Err(Status::Timeout) => return Err(DiskError::Timeout),
+                Err(status) => return Err(DiskError::Core(status)),
+            }
+        }
+    }
+
+    /// For tests of drivers: moves the ring's counter as no honest client does.
+    pub fn jump(&mut self, by: u32) {
+        self.ring.jump(by);
+        let _ = self.peer.signal(1);
+    }
+}
