@@ -135,29 +135,42 @@ impl Disk {
         (PAGE_BYTES, self.attached.shared_bytes)
     }
 
-    /// Puts bytes into the shared memory, as many as fit from `offset` on.
-    pub fn put(&mut self, offset: u32, bytes: &[u8]) {
-        for (index, byte) in bytes.iter().enumerate() {
-            let at = u64::from(offset) + index as u64;
-            if at >= u64::from(PAGE_BYTES) && at < u64::from(self.attached.shared_bytes) {
-                // SAFETY: inside of the mapping and behind the ring's page; nobody has references
-                // into it, because driver and device may change it at any time.
-                unsafe { ((self.address + at) as *mut u8).write_volatile(*byte) }
-            }
-        }
+    /// The address of `bytes` bytes at `offset`, if all of them are data.
+    fn place(&self, offset: u32, bytes: usize) -> Option<u64> {
+        let end = usize::try_from(offset).ok()?.checked_add(bytes)?;
+        let (first, last) = self.places();
+        (offset >= first && end <= last as usize).then_some(self.address + u64::from(offset))
     }
 
-    /// Takes bytes out of the shared memory; those outside of it are 0.
-    pub fn get(&self, offset: u32, bytes: &mut [u8]) {
-        for (index, byte) in bytes.iter_mut().enumerate() {
-            let at = u64::from(offset) + index as u64;
-            *byte = match at >= u64::from(PAGE_BYTES) && at < u64::from(self.attached.shared_bytes)
-            {
-                // SAFETY: as in `put`.
-                true => unsafe { ((self.address + at) as *const u8).read_volatile() },
-                false => 0,
-            };
+    /// Puts words into the shared memory from `offset` on, a multiple of 8; false if they do not fit.
+    pub fn put(&mut self, offset: u32, words: &[u64]) -> bool {
+        let Some(address) = self.place(offset, 8 * words.len()) else {
+            return false;
+        };
+        for (index, word) in words.iter().enumerate() {
+            let at = (address + 8 * index as u64) as *mut u64;
+            if at.is_aligned() {
+                // SAFETY: inside of the mapping and behind the ring's page, aligned; nobody has
+                // references into it, because driver and device may change it at any time.
+                unsafe { at.write_volatile(*word) }
+            }
         }
+        offset.is_multiple_of(8)
+    }
+
+    /// Takes words out of the shared memory; false if they are not all in there.
+    pub fn get(&self, offset: u32, words: &mut [u64]) -> bool {
+        let Some(address) = self.place(offset, 8 * words.len()) else {
+            return false;
+        };
+        for (index, word) in words.iter_mut().enumerate() {
+            let at = (address + 8 * index as u64) as *const u64;
+            if at.is_aligned() {
+                // SAFETY: as in `put`.
+                *word = unsafe { at.read_volatile() };
+            }
+        }
+        offset.is_multiple_of(8)
     }
 
     /// Submits a request; its identity. Nothing is believed of it here: the driver checks.

@@ -169,7 +169,8 @@ fn places(config: &mut impl Config, id: Id) -> [Place; BARS] {
 fn memory_place(mask: u64, base: u64) -> Place {
     let bytes = mask.wrapping_neg();
     // A register whose size is no power of two, or that does not lie on a multiple of it, is broken.
-    let good = bytes.is_power_of_two() && base.is_multiple_of(bytes) && base.checked_add(bytes).is_some();
+    let good =
+        bytes.is_power_of_two() && base.is_multiple_of(bytes) && base.checked_add(bytes).is_some();
     Place {
         bar: match good {
             true => Bar::Memory { bytes },
