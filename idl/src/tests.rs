@@ -2,13 +2,16 @@
 use super::*;
 use crate::admin::{Admin, AdminClient, AdminError, AdminServer, Inventory};
 use crate::bench::{Bench, BenchClient, BenchServer};
+use crate::block::{Attached, Block, BlockError, BlockServer, Geometry};
 use crate::builder::{BuildError, Builder, BuilderClient, BuilderServer, Built, Compression};
 use crate::console::{ClientKind, Console, ConsoleClient, ConsoleError, ConsoleServer};
+use crate::hardware::{Assignment, Facts, Hardware, HardwareError, HardwareServer, Iommu, Lines};
 use crate::local::Local;
 use crate::operator::{
     GuestInfo, GuestOrder, GuestState, MachineInfo, Operator, OperatorClient, OperatorServer,
     OrderError,
 };
+use crate::pci::{Bar, Function, Pci, PciClient, PciError, PciServer};
 use crate::supervisor::{Detail, StopReason, Supervisor, SupervisorClient, SupervisorServer};
 use proptest::prelude::*;
 
@@ -39,6 +42,95 @@ impl ConsoleServer for Everything {
 impl BenchServer for Everything {
     fn echo(&mut self, _: u64, bytes: Bytes<31>) -> Bytes<31> {
         bytes
+    }
+}
+
+impl BlockServer for Everything {
+    fn attach(
+        &mut self,
+        _: u64,
+        wake: Cap<cap::Notification>,
+    ) -> Result<(Attached, Cap<cap::Frame>, Cap<cap::Notification>), BlockError> {
+        let geometry = Geometry {
+            block_bytes: 512,
+            blocks: u64::MAX,
+            request_bytes: 1 << 20,
+            read_only: false,
+            write_cache: true,
+            queues: 4,
+        };
+        let shared_bytes = 2 << 20;
+        Ok((
+            Attached {
+                geometry,
+                shared_bytes,
+            },
+            Cap::new(10),
+            wake,
+        ))
+    }
+}
+
+impl HardwareServer for Everything {
+    fn facts(&mut self, _: u64) -> Facts {
+        Facts {
+            rsdp: u64::MAX,
+            iommu: Iommu::AmdVi,
+            remapping: true,
+        }
+    }
+    fn assignment(&mut self, badge: u64, index: u32) -> Option<Assignment> {
+        let selector = crate::manifest::Selector::Class { code: index };
+        let name = name("driver");
+        Some(Assignment {
+            badge,
+            name,
+            selector,
+        })
+    }
+    fn frame(&mut self, _: u64, _: u64, _: u8) -> Result<Cap<cap::Frame>, HardwareError> {
+        Ok(Cap::new(11))
+    }
+    fn devices(&mut self, _: u64) -> Result<Cap<cap::Device>, HardwareError> {
+        Err(HardwareError::Core(5))
+    }
+    fn interrupts(&mut self, _: u64) -> Result<(Lines, Cap<cap::Interrupt>), HardwareError> {
+        let (first, count) = (16, 112);
+        Ok((Lines { first, count }, Cap::new(12)))
+    }
+}
+
+impl PciServer for Everything {
+    fn open(&mut self, _: u64) -> Result<(Function, Cap<cap::Device>), PciError> {
+        let function = Function {
+            id: u16::MAX,
+            vendor: u16::MAX,
+            device: u16::MAX,
+            subsystem_vendor: u16::MAX,
+            subsystem: u16::MAX,
+            class: u32::MAX,
+            revision: u8::MAX,
+            bars: [Bar::Memory { bytes: u64::MAX }; crate::pci::BARS],
+            vectors: u16::MAX,
+            vendor_capabilities: u8::MAX,
+            protected: true,
+        };
+        Ok((function, Cap::new(13)))
+    }
+    fn page(&mut self, _: u64, bar: u8, page: u32) -> Result<Cap<cap::Frame>, PciError> {
+        Ok(Cap::new(u32::from(bar) + page % 16))
+    }
+    fn vendor_capability(&mut self, _: u64, index: u8) -> Result<Bytes<64>, PciError> {
+        Ok(Bytes([index; 64]))
+    }
+    fn interrupt(&mut self, _: u64, _: u16) -> Result<Cap<cap::Interrupt>, PciError> {
+        Err(PciError::NoInterrupts)
+    }
+    fn enable(&mut self, _: u64) -> Result<(), PciError> {
+        Err(PciError::NotAttached)
+    }
+    fn disable(&mut self, _: u64) -> Result<(), PciError> {
+        Ok(())
     }
 }
 
@@ -163,6 +255,18 @@ fn orders_are_allowed_or_refused_with_the_state() {
 }
 
 #[test]
+fn a_function_reaches_its_driver_with_its_right() {
+    let bus = PciClient::connect(Local::<Pci, _>::new(Everything::default())).unwrap();
+    let (function, right) = bus.open().unwrap();
+    assert_eq!(
+        (function.id, function.protected, right.slot()),
+        (u16::MAX, true, 13)
+    );
+    assert_eq!(bus.vendor_capability(7), Ok(Bytes([7; 64])));
+    assert_eq!(bus.enable(), Err(CallError::Answer(PciError::NotAttached)));
+}
+
+#[test]
 fn the_benchmarks_message_is_32_bytes() {
     let mut bytes = [0; 64];
     let mut out = wire::Writer::new(&mut bytes);
@@ -197,9 +301,12 @@ fn hashes_tell_interfaces_apart() {
     let hashes = [
         Admin::HASH,
         Bench::HASH,
+        Block::HASH,
         Builder::HASH,
         Console::HASH,
+        Hardware::HASH,
         Operator::HASH,
+        Pci::HASH,
         Supervisor::HASH,
     ];
     for (index, hash) in hashes.iter().enumerate() {
@@ -233,9 +340,12 @@ proptest! {
         for bytes in [&bytes, &small] {
             fuzz::<Admin>(method, bytes, &caps);
             fuzz::<Bench>(method, bytes, &caps);
+            fuzz::<Block>(method, bytes, &caps);
             fuzz::<Builder>(method, bytes, &caps);
             fuzz::<Console>(method, bytes, &caps);
+            fuzz::<Hardware>(method, bytes, &caps);
             fuzz::<Operator>(method, bytes, &caps);
+            fuzz::<Pci>(method, bytes, &caps);
             fuzz::<Supervisor>(method, bytes, &caps);
         }
     }

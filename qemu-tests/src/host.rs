@@ -27,6 +27,8 @@ const SAFE: &[&str] = &[
     "components/guest-loader/src/lib.rs",
     "components/xenstore/src/lib.rs",
     "components/console/src/lib.rs",
+    "components/pci/src/lib.rs",
+    "components/virtio-blk/src/lib.rs",
     "components/root/src/lib.rs",
     "microvisor/vcpu-state/src/lib.rs",
     "sdk/testkit/src/lib.rs",

@@ -3,7 +3,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`host`], [`boot`], [`guests`], [`hostile`], [`devices`], [`selftest`], [`restart`], [`size`], [`mod@bench`], [`vmx`] | the groups |
+//! | [`host`], [`boot`], [`guests`], [`hostile`], [`devices`], [`mod@iommu`], [`selftest`], [`restart`], [`size`], [`mod@bench`], [`vmx`] | the groups |
 //! | [`session`] | a machine under test: type, wait, transcript |
 //! | [`machines`], [`bochs`] | images, each built once; where they boot |
 //! | [`report`] | claims, summary, skips |
@@ -19,6 +19,7 @@ mod devices;
 mod guests;
 mod host;
 mod hostile;
+mod iommu;
 mod machines;
 mod made;
 mod planted;
@@ -189,7 +190,10 @@ fn run(cli: &Cli) -> Result<bool> {
             Group::Guests => guests::run(&mut machines, &mut report),
             Group::Hostile => hostile::run(&mut machines, &mut report, cli.controls, cli.full),
             Group::Restart => restart::run(&mut machines, &mut report),
-            Group::Iommu => devices::run(&mut machines, &mut report),
+            Group::Iommu => {
+                devices::run(&mut machines, &mut report);
+                iommu::run(&mut machines, &mut report, cli.full);
+            }
             Group::Oracle => xen::record::run(&mut machines, &mut report, cli.full, cli.again),
             Group::Selftest => {
                 selftest::run(&mut machines, &mut report);

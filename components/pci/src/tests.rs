@@ -25,13 +25,13 @@ struct Fake {
 impl Config for Fake {
     fn read(&mut self, id: Id, offset: u16) -> u32 {
         self.accesses += 1;
-        assert!(offset % 4 == 0 && offset < 4096);
+        assert!(offset.is_multiple_of(4) && offset < 4096);
         let registers = self.functions.get(&id.0);
         registers.map_or(u32::MAX, |r| r[usize::from(offset / 4)])
     }
     fn write(&mut self, id: Id, offset: u16, value: u32) {
         self.accesses += 1;
-        assert!(offset % 4 == 0 && offset < 4096);
+        assert!(offset.is_multiple_of(4) && offset < 4096);
         let mask = self.masks.get(&(id.0, offset)).copied().unwrap_or(u32::MAX);
         if let Some(registers) = self.functions.get_mut(&id.0) {
             let register = &mut registers[usize::from(offset / 4)];
@@ -426,7 +426,7 @@ proptest! {
         let function = Function::read(&mut fake, DISK);
         for (index, place) in function.bars.iter().enumerate() {
             if let Bar::Memory { bytes } = place.bar {
-                prop_assert!(bytes.is_power_of_two() && place.base % bytes == 0);
+                prop_assert!(bytes.is_power_of_two() && place.base.is_multiple_of(bytes));
             }
             for page in [0, 1, 2, 7, u32::MAX] {
                 if let (Ok(address), Some(msix)) = (function.page(index as u8, page), function.msix) {

@@ -87,6 +87,9 @@ impl Memory for Both {
 
 const BUS: u64 = 0x1000_0000;
 
+/// Address, length and flags.
+type Descriptor = (u64, u32, u16);
+
 /// A device by the book (2.7): it follows addresses, not the driver's layout.
 struct Device {
     memory: Both,
@@ -96,7 +99,7 @@ struct Device {
     device: u64,
     taken: u16,
     used: u16,
-    pending: Vec<(u16, Vec<(u64, u32, u16)>)>,
+    pending: Vec<(u16, Vec<Descriptor>)>,
 }
 
 impl Device {
@@ -376,7 +379,7 @@ proptest! {
             prop_assert!(place.bar < 6 && place.offset.checked_add(place.bytes).is_some());
         }
         let shape = geometry(features, &Said { capacity, size_max, block_size, queues });
-        prop_assert!(shape.request_bytes >= shape.block_bytes && shape.request_bytes % shape.block_bytes == 0);
+        prop_assert!(shape.request_bytes >= shape.block_bytes && shape.request_bytes.is_multiple_of(shape.block_bytes));
         prop_assert!((1..=4).contains(&shape.queues));
     }
 }
