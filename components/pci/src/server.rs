@@ -10,6 +10,7 @@ use pci_bus::config::{Config, Id};
 use pci_bus::enumerate::{Found, assign, functions};
 use pci_bus::function::{self, Function, PAGE};
 use pci_bus::message::{Message, Write};
+use sdk::abi::cap::ATTACHED;
 use sdk::memory::ORDER_4K;
 use sdk::mmio::Registers;
 use sdk::prelude::*;
@@ -52,8 +53,8 @@ struct Bus {
     free: Vec<u32>,
     /// MSI-X tables that were mapped, by function.
     tables: BTreeMap<Id, Registers>,
-    /// With an IOMMU: a space that maps nothing.
-    nothing: Option<Cap<cap::AddressSpace>>,
+    /// There is an IOMMU.
+    protected: bool,
 }
 
 fn core(status: Status) -> PciError {
@@ -101,14 +102,6 @@ impl Bus {
                 (None, Vec::new())
             }
         };
-        let nothing = match facts.iommu {
-            Iommu::None => None,
-            _ => Some(
-                sdk::memory::own()
-                    .address_space(SpaceKind::Dma)
-                    .map_err(core)?,
-            ),
-        };
         let own = HardwareClient::connect(env.transport("hardware"));
         let own = own.map_err(|_| PciError::NoFunction)?;
         let mut config = Access::find(env, own, facts.rsdp);
@@ -146,7 +139,7 @@ impl Bus {
             messages,
             free,
             tables: BTreeMap::new(),
-            nothing,
+            protected: facts.iommu != Iommu::None,
         })
     }
 
@@ -253,16 +246,10 @@ impl Bus {
         })
     }
 
+    /// The driver has attached it, or nobody can.
     fn is_attached(&self, device: Cap<cap::Device>) -> Result<bool, PciError> {
-        // Only one space at a time: that it is taken tells that the driver has attached it.
-        match self.nothing.map(|nothing| device.attach(nothing)) {
-            None | Some(Err(Status::Busy)) => Ok(true),
-            Some(Ok(())) => {
-                device.detach().map_err(core)?;
-                Ok(false)
-            }
-            Some(Err(status)) => Err(core(status)),
-        }
+        let seen = inspect(OWN, device.slot()).map_err(core)?;
+        Ok(!self.protected || seen.more & ATTACHED != 0)
     }
 }
 
@@ -304,7 +291,7 @@ impl PciServer for Bus {
             bars: function.bars.map(|place| place.bar),
             vectors,
             vendor_capabilities: function.vendor.len() as u8,
-            protected: self.nothing.is_some(),
+            protected: self.protected,
         };
         log::info!("{} goes to {name}", found.id);
         if let Some(owner) = self.owners.get_mut(index) {
