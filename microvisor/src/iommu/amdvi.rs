@@ -15,6 +15,7 @@ const DEVICE_TABLE: u64 = 0x00;
 const COMMANDS: u64 = 0x08;
 const EVENTS: u64 = 0x10;
 const CONTROL: u64 = 0x18;
+const EXCLUSION: u64 = 0x20;
 const FEATURES: u64 = 0x30;
 const COMMAND_HEAD: u64 = 0x2000;
 const COMMAND_TAIL: u64 = 0x2008;
@@ -85,6 +86,8 @@ impl AmdVi {
                 return Err("AMD-Vi: a unit has no registers");
             }
             unit.write64(CONTROL, 0);
+            // Firmware may have let devices into a range past all tables.
+            unit.write64(EXCLUSION, 0);
             let _ = amdvi.units.push(unit);
             let registers = (COMMAND_HEAD, COMMAND_TAIL);
             let _ = amdvi.queues.push(Queue::new(take, unit, registers, true));
