@@ -29,7 +29,7 @@ const PROTECTED: &[&str] = &[
     "memory_taken_back_is_out_of_the_devices_reach",
     "a_detached_device_reaches_nothing",
 ];
-/// QEMU's AMD-Vi writes event codes where the specification has none.
+/// QEMU's AMD-Vi logs no event up to version 10.0 at least.
 const REPORTED: &[&str] = &["the_core_reports_the_device_by_name"];
 const REMAPPED: &[&str] = &[
     "a_message_of_another_device_is_blocked",

@@ -69,7 +69,7 @@ pub fn list(info: &Info) -> impl Iterator<Item = (&'static str, Claim)> {
             "a_device_reaches_nothing_before_it_is_attached",
             nothing_at_first,
         ),
-        // QEMU's AMD-Vi writes event codes where the specification has none.
+        // QEMU's AMD-Vi logs no event up to version 10.0 at least.
         (
             protected && !has(feature::AMDVI),
             "the_core_reports_the_device_by_name",
@@ -356,7 +356,7 @@ fn read_only(lab: &mut Lab) -> Result<(), Failure> {
     lab.edu.fetch(FIRST, 4096)?;
     lab.edu.store(SECOND, 4096)?;
     same("it is as it was", changed(2, 0x3333_0000), 0)?;
-    // After a read QEMU's VT-d blocks the write without a word; its AMD-Vi always does.
+    // After a read QEMU's VT-d blocks the write without a word; its AMD-Vi has none for anything.
     if lab.vtd {
         lab.is_stopped(SECOND, true)?;
     }
