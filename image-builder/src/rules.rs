@@ -20,8 +20,10 @@ const CMDLINE_MAX: usize = 2047;
 pub const ROOT_SERVES: &[&str] = &["supervisor", "builder", "operator", "admin", "hardware"];
 /// The interface of which there is one holder: it lends every device.
 const HARDWARE: &str = "hardware";
-/// Most memory that one device, or one client, is given.
+/// Most memory that one device is given.
 const DMA_MAX: u64 = 64 << 20;
+/// Most memory that is shared with one client: a frame, which is what interfaces hand over.
+const CLIENT_MAX: u64 = 2 << 20;
 /// Clients that a server shares memory with at most (`sdk::startup::SHARES_MAX`).
 const SHARES_MAX: usize = 16;
 
@@ -283,17 +285,14 @@ impl Rules<'_> {
                 self.add(&device.span, message, "add \"pci\" to its `needs`");
             }
         }
-        for (key, bytes) in [
-            ("dma", &component.dma_bytes),
-            ("client-memory", &component.client_bytes),
-        ] {
-            if bytes.value > DMA_MAX {
-                let message = format!("{what}: `{key}` has {} MiB", bytes.value >> 20);
-                self.add(
-                    &bytes.span,
-                    message,
-                    format!("at most {} MiB", DMA_MAX >> 20),
-                );
+        let memories = [
+            ("dma", &component.dma_bytes, DMA_MAX),
+            ("client-memory", &component.client_bytes, CLIENT_MAX),
+        ];
+        for (key, bytes, most) in memories {
+            if bytes.value > most {
+                let message = format!("{what}: `{key}` has {} KiB", bytes.value >> 10);
+                self.add(&bytes.span, message, format!("at most {} MiB", most >> 20));
             }
             if bytes.value > 0 && component.per_guest {
                 let message = format!("{what}: `{key}` with `per-guest`");

@@ -84,6 +84,80 @@ fn restart_is_a_word_or_a_limit() {
     says(&text, 4, &["component vmm", "per-guest"]);
 }
 
+/// A system with a bus, a driver and its client, all of the package `bench`.
+const DRIVER: &str = r#"[system]
+allow-unprotected-dma = true
+[[component]]
+name = "pci"
+package = "bench"
+needs = ["hardware"]
+serves = ["pci"]
+[[component]]
+name = "disk"
+package = "bench"
+needs = ["pci"]
+serves = ["block"]
+device = "pci:1af4:1042"
+dma = "2M"
+client-memory = "2M"
+[[component]]
+name = "probe"
+package = "bench"
+needs = ["block"]
+"#;
+
+#[test]
+fn a_driver_is_described_with_its_device() {
+    use idl::manifest::Selector;
+    assert_eq!(messages(DRIVER), []);
+    let (description, _) = read::text(Path::new("system.toml"), DRIVER.into());
+    let manifest = manifest::manifest(&description);
+    let disk = manifest.component("disk").unwrap();
+    let (vendor, device) = (0x1af4, 0x1042);
+    assert_eq!(disk.device, Some(Selector::Id { vendor, device }));
+    assert_eq!((disk.dma_bytes, disk.client_bytes), (2 << 20, 2 << 20));
+    assert!(manifest.allow_unprotected_dma);
+    let audit = image_builder::audit::Graph::of(&manifest).to_string();
+    for right in [
+        "device pci:1af4:1042: drive, as pci hands it out",
+        "memory for the device of disk (2 MiB): read and write, and let its device",
+        "memory between disk and probe (2 MiB): read and write\n",
+        "all memory of a machine without IOMMU: read and write, through its device",
+        "call hardware of root",
+        "lend devices: pci",
+    ] {
+        assert!(audit.contains(right), "no {right:?} in\n{audit}");
+    }
+}
+
+#[test]
+fn a_driver_that_is_described_wrongly_is_told_how() {
+    let with = |from: &str, to: &str| DRIVER.replace(from, to);
+    let device = with("pci:1af4:1042", "1af4:1042");
+    says(
+        &device,
+        13,
+        &["component disk", "device", "pci:class:01.08.02"],
+    );
+    let bus = with("needs = [\"pci\"]", "needs = []");
+    says(&bus, 13, &["component disk has a device", "add \"pci\""]);
+    says(
+        &with("dma = \"2M\"", "dma = \"65M\""),
+        14,
+        &["dma", "at most 64 MiB"],
+    );
+    let client = with("client-memory = \"2M\"", "client-memory = \"4M\"");
+    says(&client, 15, &["client-memory", "at most 2 MiB"]);
+    let two = with("needs = [\"block\"]", "needs = [\"hardware\"]");
+    says(
+        &two,
+        3,
+        &["component pci is not the only one with hardware"],
+    );
+    let text = with("= true", "= 1");
+    says(&text, 2, &["allow-unprotected-dma = true"]);
+}
+
 #[test]
 fn one_guest_is_a_whole_system() {
     assert_eq!(messages(GUEST), []);
@@ -210,6 +284,7 @@ proptest! {
         key in prop_oneof![
             Just("name"), Just("kernel"), Just("memory"), Just("vcpus"), Just("cpus"), Just("ports"),
             Just("needs"), Just("interrupts"), Just("threads"), Just("cpu"), Just("priority"),
+            Just("device"), Just("dma"), Just("client-memory"),
         ],
         value in prop_oneof![
             Just("1".to_owned()), Just("-1".to_owned()), Just("99999999999999999999".to_owned()),
