@@ -77,6 +77,8 @@ pub enum PciError {
     Dead,
     /// The machine has no message interrupts left.
     NoInterrupts,
+    /// The caller has as many pages as one driver gets.
+    TooMany,
     /// Root or the core refused: a status number.
     Core(u32),
 }

@@ -22,6 +22,10 @@ use crate::access::{Access, Root, frame, map};
 /// back (PCIe 4.0, 6.6.2 and 2.3.1: 1 s).
 const RESET_MICROSECONDS: u64 = 100_000;
 const RESET_MOST: u32 = 10;
+/// Pages of registers that one driver gets at most: each costs root and this component slots, for good.
+const PAGES_MOST: usize = 256;
+/// Messages that one driver gets at most: there are some hundred for all.
+const VECTORS_MOST: u16 = 16;
 
 /// A driver and its function.
 struct Owner {
@@ -29,6 +33,8 @@ struct Owner {
     name: Name,
     found: Found,
     open: Option<Open>,
+    /// Pages of its registers that were asked for, by physical address, by any of its instances.
+    pages: BTreeMap<u64, Cap<cap::Frame>>,
 }
 
 /// What its driver was given.
@@ -36,8 +42,6 @@ struct Open {
     function: Function,
     /// For this function only.
     device: Cap<cap::Device>,
-    /// Pages of its registers, by physical address.
-    pages: BTreeMap<u64, Cap<cap::Frame>>,
     /// Interrupts by vector: the right, and its number.
     interrupts: BTreeMap<u16, (Cap<cap::Interrupt>, u32)>,
 }
@@ -122,6 +126,7 @@ impl Bus {
                     name: assignment.name,
                     found: *found,
                     open: None,
+                    pages: BTreeMap::new(),
                 }),
                 None => log::error!(
                     "there is no {} in this machine for {}",
@@ -164,11 +169,11 @@ impl Bus {
         owner.ok_or(PciError::NoFunction)
     }
 
-    fn opened(&mut self, badge: u64) -> Result<(&mut Open, &mut Access, &Root), PciError> {
+    fn opened(&mut self, badge: u64) -> Result<(&mut Open, &mut Access), PciError> {
         let index = self.owner(badge)?;
         let owner = self.owners.get_mut(index).ok_or(PciError::NoFunction)?;
         let open = owner.open.as_mut().ok_or(PciError::NotOpen)?;
-        Ok((open, &mut self.config, &self.root))
+        Ok((open, &mut self.config))
     }
 
     fn write(&mut self, id: Id, table: Option<Registers>, writes: &[Write]) {
@@ -190,11 +195,6 @@ impl Bus {
             match right.delete() {
                 Ok(()) => self.free.push(line),
                 Err(status) => log::error!("interrupt {line} is lost: {status:?}"),
-            }
-        }
-        for page in open.pages.into_values() {
-            if let Err(status) = page.revoke() {
-                log::error!("registers are not taken back: {status:?}");
             }
         }
         if let Err(status) = open.device.delete() {
@@ -259,6 +259,11 @@ impl PciServer for Bus {
         let owner = self.owners.get_mut(index).ok_or(PciError::NoFunction)?;
         let (found, name) = (owner.found, owner.name.clone());
         let old = owner.open.take();
+        for page in owner.pages.values() {
+            if let Err(status) = page.revoke() {
+                log::error!("registers are not taken back: {status:?}");
+            }
+        }
         function::set_bus(&mut self.config, found.id, false);
         if let Some(old) = old {
             self.close(old);
@@ -277,7 +282,7 @@ impl PciServer for Bus {
         let device = self.devices.mint(Rights::ALL, one).map_err(core)?;
         let vectors = match (self.messages, function.msix, function.msi) {
             (None, ..) | (_, None, None) => 0,
-            (_, Some(msix), _) => msix.entries,
+            (_, Some(msix), _) => msix.entries.min(VECTORS_MOST),
             (_, None, Some(_)) => 1,
         };
         let answer = pci::Function {
@@ -298,7 +303,6 @@ impl PciServer for Bus {
             owner.open = Some(Open {
                 function,
                 device,
-                pages: BTreeMap::new(),
                 interrupts: BTreeMap::new(),
             });
         }
@@ -306,35 +310,39 @@ impl PciServer for Bus {
     }
 
     fn page(&mut self, client: u64, bar: u8, page: u32) -> Result<Cap<cap::Frame>, PciError> {
-        let (open, ..) = self.opened(client)?;
+        let (open, _) = self.opened(client)?;
         let (id, address) = (open.function.id, open.function.page(bar, page)?);
         if self.is_shared(id, address) {
             return Err(PciError::Reserved);
         }
-        let (open, _, root) = self.opened(client)?;
-        if let Some(known) = open.pages.get(&address) {
+        let index = self.owner(client)?;
+        let owner = self.owners.get_mut(index).ok_or(PciError::NoFunction)?;
+        if let Some(known) = owner.pages.get(&address) {
             return Ok(*known);
         }
-        let frame = frame(root, address, ORDER_4K)?;
-        open.pages.insert(address, frame);
+        if owner.pages.len() >= PAGES_MOST {
+            return Err(PciError::TooMany);
+        }
+        let frame = frame(&self.root, address, ORDER_4K)?;
+        owner.pages.insert(address, frame);
         Ok(frame)
     }
 
     fn vendor_capability(&mut self, client: u64, index: u8) -> Result<Bytes<64>, PciError> {
-        let (open, config, _) = self.opened(client)?;
+        let (open, config) = self.opened(client)?;
         let bytes = open.function.vendor_bytes(config, index);
         bytes.map(Bytes).ok_or(PciError::NoSuch)
     }
 
     fn interrupt(&mut self, client: u64, vector: u16) -> Result<Cap<cap::Interrupt>, PciError> {
-        let (open, ..) = self.opened(client)?;
+        let (open, _) = self.opened(client)?;
         if let Some((known, _)) = open.interrupts.get(&vector) {
             return Ok(*known);
         }
         let (function, device) = (open.function.clone(), open.device);
         let all = self.messages.ok_or(PciError::NoInterrupts)?;
         let there = match (function.msix, function.msi) {
-            (Some(msix), _) => vector < msix.entries,
+            (Some(msix), _) => vector < msix.entries.min(VECTORS_MOST),
             (None, Some(_)) => vector == 0,
             (None, None) => false,
         };
@@ -365,13 +373,13 @@ impl PciServer for Bus {
             (None, None) => None,
         };
         self.write(function.id, table, &writes.ok_or(PciError::NoSuch)?);
-        let (open, ..) = self.opened(client)?;
+        let (open, _) = self.opened(client)?;
         open.interrupts.insert(vector, (right, line));
         Ok(right)
     }
 
     fn enable(&mut self, client: u64) -> Result<(), PciError> {
-        let (open, ..) = self.opened(client)?;
+        let (open, _) = self.opened(client)?;
         let (id, device) = (open.function.id, open.device);
         if !self.is_attached(device)? {
             return Err(PciError::NotAttached);
@@ -381,7 +389,7 @@ impl PciServer for Bus {
     }
 
     fn disable(&mut self, client: u64) -> Result<(), PciError> {
-        let (open, config, _) = self.opened(client)?;
+        let (open, config) = self.opened(client)?;
         function::set_bus(config, open.function.id, false);
         Ok(())
     }

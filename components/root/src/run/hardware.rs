@@ -195,7 +195,7 @@ impl DmaMemory {
         memory.retype_in::<cap::Frame>(ORDER_2M, OWN, first, count)?;
         log::info!(
             "{} MiB for devices at {bus:#x}",
-            u64::from(count) * LARGE >> 20
+            (u64::from(count) * LARGE) >> 20
         );
         // Nothing else was cut off meanwhile: else the address is not what it was taken for.
         let after = inspect(OWN, memory.slot())?.more;
