@@ -14,7 +14,7 @@ use crate::hostile::components;
 use crate::machines::Machines;
 use crate::report::{Claim, Report};
 use crate::session::Session;
-use crate::{restart, selftest};
+use crate::{bench, restart, selftest};
 
 /// Kernel of the Linux guests: the smallest of Debian's.
 const KERNEL: &str = "6.1-cloud";
@@ -113,6 +113,7 @@ pub fn run(machines: &Machines, report: &mut Report, full: bool) {
         for name in [
             "linux",
             "neighbours",
+            "bench",
             "selftest",
             "hostile_components",
             "hostile_guests",
@@ -127,6 +128,15 @@ pub fn run(machines: &Machines, report: &mut Report, full: bool) {
     boot(machines, report, "linux", Some(KERNEL), LINUX);
     boot(machines, report, "neighbours", None, NEIGHBOURS);
     boot(machines, report, "hostile-guests", None, HOSTILE_GUESTS);
+    if machines.wants("bench") {
+        // With one CPU, Bochs's TSC counts instructions.
+        report.claim("every_row_of_bench_is_measured", || {
+            for (row, count) in bench::elsewhere(machines)? {
+                println!("     {row:<24}{count:>8} instructions");
+            }
+            Ok(())
+        });
+    }
     selftest::run(machines, report);
     components::run(machines, report);
     restart::run(machines, report);

@@ -65,7 +65,7 @@ impl core::fmt::Display for StartError {
             StartError::NoGuest => write!(f, "root gave no guest that was built"),
             StartError::NoVirtualisation => write!(
                 f,
-                "this machine has no SVM with nested paging (or it is off in the firmware)"
+                "this machine cannot run guests: the core says at boot what its CPU lacks, or where the firmware has it off"
             ),
             StartError::Core(what, Status::NoMemory) => write!(
                 f,

@@ -17,6 +17,7 @@ pub mod svm_bitmaps;
 pub mod svm_exit;
 pub mod vmx_bitmap;
 pub mod vmx_controls;
+pub mod vmx_entry;
 pub mod vmx_exit;
 pub mod vmx_state;
 pub mod xsave;

@@ -93,14 +93,17 @@ pub const LOCKED: u64 = 1;
 /// IA32_FEATURE_CONTROL: VMXON is allowed.
 pub const VMX_ENABLED: u64 = 1 << 2;
 
-/// EPT: walks of four levels, write-back tables, 2 MiB pages; INVEPT for one space, INVVPID for all
+/// EPT: walks of four levels, write-back tables, large pages of both sizes; INVEPT for one space, INVVPID for all
 /// identifiers.
 const EPT_NEEDED: [(u64, &str); 4] = [
     (
         1 << 6 | 1 << 14,
         "this CPU's EPT has no four-level write-back tables",
     ),
-    (1 << 16, "this CPU's EPT has no 2 MiB pages"),
+    (
+        1 << 16 | 1 << 17,
+        "this CPU's EPT has no 2 MiB and 1 GiB pages",
+    ),
     (
         1 << 20 | 1 << 25,
         "this CPU has no INVEPT for single spaces",

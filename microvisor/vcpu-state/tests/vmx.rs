@@ -84,6 +84,11 @@ fn what_a_cpu_lacks_is_named_with_where_to_look() {
             with(|c| c.ept_vpid &= !(1 << 16)),
             &["2 MiB"],
         ),
+        (
+            "Arrandale: no 1 GiB pages in EPT",
+            with(|c| c.ept_vpid &= !(1 << 17)),
+            &["1 GiB"],
+        ),
         ("no INVEPT", with(|c| c.ept_vpid &= !(1 << 25)), &["INVEPT"]),
         (
             "no INVVPID",

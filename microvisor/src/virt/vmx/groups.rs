@@ -9,8 +9,11 @@ use super::{CR4_VMXE, Soft, soft, virtual_tpr};
 use core::cell::Cell;
 use microvisor_abi::vcpu::{Segment, blocked, event, group, window};
 use microvisor_vcpu_state::limits::Limits;
-use microvisor_vcpu_state::sanitise::{self, Checked, EFER_LMA, Mode, RFLAGS_IF, RFLAGS_TF};
+use microvisor_vcpu_state::sanitise::{
+    self, CR4_PAE, Checked, EFER_LMA, Mode, RFLAGS_IF, RFLAGS_TF, Reject, cr0,
+};
 use microvisor_vcpu_state::vmx_controls::{ENTRY_LONG, primary};
+use microvisor_vcpu_state::vmx_entry::{Register, State};
 use microvisor_vcpu_state::vmx_state::{CR0_OWNED, Use, access_rights, guest_cr0, seen, segment};
 
 /// Interruptibility state (SDM vol. 3, table 25-3): STI, MOV SS, NMI.
@@ -133,6 +136,16 @@ fn load_events(page: Page, soft: &Soft) -> Checked<()> {
     Ok(())
 }
 
+/// The core delivers an event by itself: it ends what holds interrupts back for one instruction.
+pub fn end_shadow(soft: &Soft) {
+    let state = refresh(field::INTERRUPTIBILITY, &soft.interruptibility);
+    update(
+        field::INTERRUPTIBILITY,
+        &soft.interruptibility,
+        state & !(STI | MOV_SS),
+    );
+}
+
 /// Asks for the exit of this primary control, or no longer.
 pub fn set_window(soft: &Soft, control: u32, wanted: bool) {
     let control = u64::from(control);
@@ -151,6 +164,14 @@ fn load_mode(page: Page, soft: &Soft, limits: &Limits) -> Checked<()> {
         ss: page.ss(),
     }
     .sanitised(limits)?;
+    // Entries take the four entries of a PAE page directory from the VMCS, where only the guest's own
+    // loads of CR3 put them (27.3.1.6): a VMM cannot begin such a mode.
+    let pae = |cr0, cr4| cr0 & cr0::PG != 0 && cr4 & CR4_PAE != 0 && mode.efer & EFER_LMA == 0;
+    if pae(mode.cr0, mode.cr4)
+        && !(pae(read(field::CR0), read(field::CR4)) && mode.cr3 == read(field::CR3))
+    {
+        return Err((Reject::Cr3, mode.cr3));
+    }
     write(field::CR0, guest_cr0(mode.cr0));
     update(field::CR0_SHADOW, &soft.cr0, mode.cr0);
     write(field::CR3, mode.cr3);
@@ -198,6 +219,32 @@ fn get(index: u32) -> Segment {
         read(field::LIMITS + at),
         read(field::BASES + at),
     )
+}
+
+/// What an entry that failed found.
+pub fn as_entered(soft: &Soft) -> State {
+    State {
+        cr0: read(field::CR0),
+        cr4: read(field::CR4),
+        efer: read(field::EFER),
+        entry: read(field::ENTRY),
+        rip: read(field::RIP),
+        rflags: read(field::RFLAGS),
+        interruptibility: read(field::INTERRUPTIBILITY),
+        pending_debug: read(field::PENDING_DEBUG),
+        injection: soft.inject.get() & 0xffff_ffff,
+        segments: core::array::from_fn(|index| {
+            let at = index as u32 * 2;
+            Register {
+                selector: read(field::SELECTORS + at),
+                limit: read(field::LIMITS + at),
+                rights: read(field::RIGHTS + at),
+                base: read(field::BASES + at),
+            }
+        }),
+        gdtr_base: read(field::GDTR_BASE),
+        idtr_base: read(field::IDTR_BASE),
+    }
 }
 
 fn get_table(limit: u32, base: u32) -> Segment {

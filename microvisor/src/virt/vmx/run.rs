@@ -1,17 +1,19 @@
 //! Entries and exits. What an exit does not need is not read from the VMCS.
 
 use super::super::area::Area;
-use super::super::{Outcome, PerCpu};
+use super::super::{Outcome, PerCpu, features};
 use super::groups;
 use super::switch;
 use super::vmcs::{self, field, read, update, write};
 use super::{FMASK, KERNEL_GS_BASE, LSTAR, STAR, Soft, own_debug_registers, soft};
 use crate::cpu;
 use core::arch::asm;
+use core::sync::atomic::{AtomicU32, Ordering};
 use microvisor_abi::vcpu::{Exit, event, group, window};
 use microvisor_vcpu_state::exit::Report;
 use microvisor_vcpu_state::sanitise::interrupted_delivery;
 use microvisor_vcpu_state::vmx_controls::primary;
+use microvisor_vcpu_state::vmx_entry::refusal;
 use microvisor_vcpu_state::vmx_exit::{
     Decoded, ENTRY_FAILED, EPT_VIOLATION, EXTERNAL_INTERRUPT, Word, decode, may_cut_delivery,
 };
@@ -200,9 +202,22 @@ fn report(area: Area, soft: &Soft, what: Report, delivering: u64) {
     page.set_valid(valid);
 }
 
+/// Times that the log says why an entry failed: a VMM can make one fail as often as it likes.
+static EXPLAINED: AtomicU32 = AtomicU32::new(0);
+const EXPLANATIONS: u32 = 16;
+
 /// The CPU refused to enter.
 #[cold]
 fn refused(area: Area, soft: &Soft, why: u64) -> Outcome {
+    if EXPLAINED.load(Ordering::Relaxed) < EXPLANATIONS {
+        EXPLAINED.fetch_add(1, Ordering::Relaxed);
+        let check = match why & REFUSED {
+            0 => groups::as_entered(soft).failing(features().limits.linear_bits),
+            _ => Some(refusal(why & 0xff)),
+        };
+        let check = check.unwrap_or("a check that is not known here");
+        log::warn!("vCPU not entered, {why:#x}: {check}");
+    }
     let what = Report {
         info: [why, read(field::QUALIFICATION)],
         ..Report::plain(Exit::Invalid)
@@ -255,10 +270,12 @@ fn handle(area: Area, soft: &Soft, what: Decoded) -> Option<Outcome> {
             None
         }
         Decoded::Debug(causes, information) => {
+            groups::end_shadow(soft);
             debug(area, soft, causes, information);
             None
         }
         Decoded::Alignment(error) => {
+            groups::end_shadow(soft);
             let event = event::EXCEPTION | event::VALID | event::ERROR_CODE | 17;
             soft.inject.set(event | error << 32);
             None
