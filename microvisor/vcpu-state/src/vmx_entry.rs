@@ -76,7 +76,6 @@ pub struct State {
 }
 
 const ES: usize = 0;
-const CS: usize = 1;
 const SS: usize = 2;
 
 impl State {
@@ -133,7 +132,7 @@ impl State {
                 "CS: privilege level, against SS",
             ),
             (
-                ss.dpl() != 0 && (cs.kind() == 3 || self.cr0 & cr0::PE == 0),
+                !virtual_8086 && ss.dpl() != 0 && (cs.kind() == 3 || self.cr0 & cr0::PE == 0),
                 "SS: privilege level",
             ),
             (ss.usable() && !matches!(ss.kind(), 3 | 7), "SS: type"),
