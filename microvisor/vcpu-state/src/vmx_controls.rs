@@ -4,6 +4,9 @@
 /// Pin-based: external interrupts and NMIs exit, NMIs are virtual.
 pub const PIN: u32 = 1 | 1 << 3 | 1 << 5;
 
+/// Pin-based, if there is one: the preemption timer.
+pub const PIN_TIMER: u32 = 1 << 6;
+
 /// Primary processor-based controls.
 pub mod primary {
     /// Exit when the guest can take an interrupt.
@@ -162,7 +165,7 @@ impl Capabilities {
             return Err("this CPU's VMX forces exits that the core does not handle");
         }
         Ok(Controls {
-            pin: choose(self.pin, PIN, 0).ok_or("this CPU's VMX has no virtual NMIs")?,
+            pin: choose(self.pin, PIN, PIN_TIMER).ok_or("this CPU's VMX has no virtual NMIs")?,
             primary: choose(self.primary, primary::NEEDED, 0)
                 .ok_or("this CPU's VMX has no MSR bitmap, TPR shadow or secondary controls")?,
             secondary: choose(self.secondary, secondary::NEEDED, secondary::OPTIONAL)

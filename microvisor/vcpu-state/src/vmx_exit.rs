@@ -70,7 +70,8 @@ pub fn decode(reason: u64, read: impl Fn(Word) -> u64) -> Decoded {
         })
     };
     match reason {
-        EXTERNAL_INTERRUPT | 3 | 4 => Decoded::Host,
+        // The preemption timer, too: somebody looks whether an interrupt is pending.
+        EXTERNAL_INTERRUPT | 3 | 4 | 52 => Decoded::Host,
         10 => instruction(Exit::Cpuid, false),
         12 => instruction(Exit::Hlt, false),
         18 => instruction(Exit::Hypercall, true),

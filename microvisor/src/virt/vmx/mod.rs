@@ -82,6 +82,7 @@ pub struct Soft {
     rsp: Cell<u64>,
     rflags: Cell<u64>,
     interruptibility: Cell<u64>,
+    timer: Cell<u64>,
     primary: Cell<u64>,
     cr0: Cell<u64>,
     cr4: Cell<u64>,

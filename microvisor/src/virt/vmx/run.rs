@@ -11,7 +11,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 use microvisor_abi::vcpu::{Exit, event, group, window};
 use microvisor_vcpu_state::exit::Report;
-use microvisor_vcpu_state::sanitise::interrupted_delivery;
+use microvisor_vcpu_state::sanitise::{RFLAGS_IF, interrupted_delivery};
 use microvisor_vcpu_state::vmx_controls::primary;
 use microvisor_vcpu_state::vmx_entry::refusal;
 use microvisor_vcpu_state::vmx_exit::{
@@ -29,6 +29,11 @@ const DR6_BD: u64 = 1 << 13;
 const DR7_GD: u64 = 1 << 13;
 /// `info[0]` of `Exit::Invalid` if the entry instruction itself failed: with its error number.
 const REFUSED: u64 = 1 << 33;
+
+/// The preemption timer of a guest that is entered with interrupts enabled, and of one that is not.
+/// Bochs (2.7) leaves interrupts masked after an entry with RFLAGS.IF clear, until the guest writes it:
+/// so such a guest is left after a while, in which a CPU that gets it right has long done so itself.
+const TIMER: [u64; 2] = [u32::MAX as u64, 0x4000];
 
 /// Runs a vCPU that is resident in this CPU.
 pub fn run(cpu: &PerCpu, area: Area, epoch: u64, again: bool) -> Outcome {
@@ -64,6 +69,7 @@ pub fn run(cpu: &PerCpu, area: Area, epoch: u64, again: bool) -> Outcome {
                 if let Some(outcome) = handle(area, soft, other) {
                     return outcome;
                 }
+                soft.rflags.set(read(field::RFLAGS));
             }
         }
     }
@@ -107,6 +113,8 @@ fn enter(cpu: &PerCpu, area: Area, soft: &Soft, epoch: u64) -> bool {
     if soft.inject.get() & event::VALID != 0 {
         inject(soft);
     }
+    let masked = soft.rflags.get() & RFLAGS_IF == 0;
+    update(field::TIMER, &soft.timer, TIMER[usize::from(masked)]);
     let [star, lstar, fmask, kernel_gs_base] = soft.msrs.get();
     let [host_star, host_lstar, host_fmask] = host.msrs.get();
     // SAFETY: the vCPU exists and is resident, so VMX is on and its VMCS current, filled by `init`,

@@ -48,6 +48,7 @@ pub mod field {
     pub const IDTR_LIMIT: u32 = 0x4812;
     pub const INTERRUPTIBILITY: u32 = 0x4824;
     pub const SYSENTER_CS: u32 = 0x482a;
+    pub const TIMER: u32 = 0x482e;
     pub const CR0_MASK: u32 = 0x6000;
     pub const CR4_MASK: u32 = 0x6002;
     pub const CR0_SHADOW: u32 = 0x6004;
