@@ -461,9 +461,21 @@ fn ports(_: &mut Lab) -> Result<(), Failure> {
 }
 
 fn task_priority(_: &mut Lab) -> Result<(), Failure> {
-    // MOV EAX, CR8; MOV CR8, EBX; HLT: LOCK makes CR0 CR8 where CR8 has no encoding of its own (AMD
-    // APM vol. 3, MOV CRn).
-    let mut guest = Guest::new(&[0xf0, 0x0f, 0x20, 0xc0, 0xf0, 0x0f, 0x22, 0xc3, HLT])?;
+    // In 64-bit mode, the only one in which CR8 has an encoding on every CPU. MOV RAX, CR8; MOV CR8,
+    // RBX; HLT.
+    let mut guest = Guest::new(&[0x44, 0x0f, 0x20, 0xc0, 0x44, 0x0f, 0x22, 0xc3, HLT])?;
+    // The page is its own translation table, on every level: present, writable, accessed, dirty.
+    guest.put(0, &0x63_u64.to_le_bytes());
+    for (field, value) in [
+        (field!(cr0), 0x8000_0011),
+        (field!(cr3), 0),
+        (field!(cr4), 1 << 5),
+        (field!(efer), 1 << 8 | 1 << 10),
+    ] {
+        guest.set(field, value, group::MODE);
+    }
+    let code = Segment::new(8, 0xa9b, u32::MAX, 0);
+    guest.page.set_segment(field!(cs), code);
     guest.set(field!(cr8), 9, group::MISC);
     guest.set(field!(regs.rbx), 5, group::GENERAL);
     guest.run(Exit::Hlt, CODE + 8)?;

@@ -1,8 +1,9 @@
 //! Why an entry failed, in words: the number of a refused instruction (Intel SDM vol. 3, 31.4), and
-//! for guest state that the CPU did not take the first check of 27.3.1 that it does not pass. Asked
+//! for guest state that the CPU did not take the first check of 27.3.1 that it does not pass,
+//! as far as a VMM's words can make it fail. Asked
 //! after a failure only; nothing here lets an entry through or holds one back.
 
-use crate::sanitise::{CR4_PAE, EFER_LMA, EFER_LME, RFLAGS_IF, RFLAGS_TF, RFLAGS_VM, cr0};
+use crate::sanitise::{CR4_PAE, EFER_LMA, EFER_LME, RFLAGS_IF, RFLAGS_VM, cr0};
 use crate::vmx_controls::ENTRY_LONG;
 
 /// What VM-instruction error `number` says, as far as an entry can get it.
@@ -66,17 +67,13 @@ pub struct State {
     pub rip: u64,
     pub rflags: u64,
     pub interruptibility: u64,
-    pub pending_debug: u64,
     /// To be injected: interruption information.
     pub injection: u64,
     /// ES, CS, SS, DS, FS, GS, LDTR, TR.
     pub segments: [Register; 8],
-    pub gdtr_base: u64,
-    pub idtr_base: u64,
 }
 
 const ES: usize = 0;
-const SS: usize = 2;
 
 impl State {
     /// The first check that fails; addresses have `linear_bits`. `None`: none of those known here.
@@ -89,117 +86,65 @@ impl State {
         let [_, cs, ss, .., ldtr, tr] = &self.segments;
         let virtual_8086 = self.rflags & RFLAGS_VM != 0;
         let paged = self.cr0 & cr0::PG != 0;
+        let pe = self.cr0 & cr0::PE != 0;
+        let alone = long && (!paged || self.cr4 & CR4_PAE == 0);
+        let pcid = !long && self.cr4 >> 17 & 1 != 0;
+        let active = (self.efer & EFER_LMA != 0) != long;
+        let enabled = paged && (self.efer & EFER_LME != 0) != long;
+        let real = |s: &Register| (s.base, s.limit, s.rights) == (s.selector << 4, 0xffff, 0xf3);
+        let segments_8086 = virtual_8086 && !self.segments[..6].iter().all(real);
+        let cs_level = match cs.kind() {
+            3 => cs.dpl() != 0,
+            9 | 11 => cs.dpl() != ss.dpl(),
+            _ => cs.dpl() > ss.dpl(),
+        };
+        let ss_level = ss.dpl() != 0 && (cs.kind() == 3 || !pe);
+        let untyped = |s: &Register| s.usable() && (s.rights & 1 == 0 || s.kind() & 0xa == 8);
+        let irregular = |s: &Register| s.usable() && !s.regular(true);
+        let base = !canonical(self.segments[4].base) || !canonical(self.segments[5].base);
+        let local = ldtr.kind() == 2 && ldtr.regular(false) && canonical(ldtr.base);
+        let busy = tr.kind() == 11 || tr.kind() == 3 && !long;
+        let task = tr.usable() && busy && tr.regular(false) && canonical(tr.base);
+        let far = self.rip >> 32 != 0 && !(long && cs.rights >> 13 & 1 != 0);
+        let held = self.interruptibility;
+        let sti = held & 3 == 3 || held & 1 != 0 && self.rflags & RFLAGS_IF == 0;
+        let data = [ES, 3, 4, 5].map(|index| &self.segments[index]);
         let checks = [
-            (paged && self.cr0 & cr0::PE == 0, "CR0: PG without PE"),
-            (
-                long && (!paged || self.cr4 & CR4_PAE == 0),
-                "long mode without CR0.PG and CR4.PAE",
-            ),
-            (
-                !long && self.cr4 >> 17 & 1 != 0,
-                "CR4.PCIDE outside long mode",
-            ),
-            (
-                (self.efer & EFER_LMA != 0) != long,
-                "EFER.LMA is not the entry control's",
-            ),
-            (
-                paged && (self.efer & EFER_LME != 0) != long,
-                "EFER.LME is not LMA although paging is on",
-            ),
+            (paged && !pe, "CR0: PG without PE"),
+            (alone, "long mode without CR0.PG and CR4.PAE"),
+            (pcid, "CR4.PCIDE outside long mode"),
+            (active, "EFER.LMA is not the entry control's"),
+            (enabled, "EFER.LME is not LMA although paging is on"),
             (virtual_8086 && long, "RFLAGS.VM in long mode"),
-            (
-                virtual_8086
-                    && !self.segments[..6].iter().all(|s| {
-                        s.base == s.selector << 4 && s.limit == 0xffff && s.rights == 0xf3
-                    }),
-                "a segment of virtual-8086 mode",
-            ),
-            (!cs.usable() || !cs.regular(true), "CS: access rights"),
+            (segments_8086, "a segment of virtual-8086 mode"),
+            (!cs.usable() || irregular(cs), "CS: access rights"),
             (!matches!(cs.kind(), 3 | 9 | 11 | 13 | 15), "CS: type"),
             (
                 cs.rights & 0x6000 == 0x6000 && long,
                 "CS: both 64 and 32 bits",
             ),
             (cs.base >> 32 != 0, "CS: base"),
-            (
-                !virtual_8086
-                    && match cs.kind() {
-                        3 => cs.dpl() != 0,
-                        9 | 11 => cs.dpl() != ss.dpl(),
-                        _ => cs.dpl() > ss.dpl(),
-                    },
-                "CS: privilege level, against SS",
-            ),
-            (
-                !virtual_8086 && ss.dpl() != 0 && (cs.kind() == 3 || self.cr0 & cr0::PE == 0),
-                "SS: privilege level",
-            ),
+            (!virtual_8086 && cs_level, "CS: privilege level, against SS"),
+            (!virtual_8086 && ss_level, "SS: privilege level"),
             (ss.usable() && !matches!(ss.kind(), 3 | 7), "SS: type"),
+            (data.into_iter().any(untyped), "DS, ES, FS or GS: type"),
+            (irregular(ss), "SS: access rights"),
             (
-                self.data()
-                    .any(|s| s.usable() && (s.rights & 1 == 0 || s.kind() & 0xa == 8)),
-                "DS, ES, FS or GS: type",
-            ),
-            (
-                self.data()
-                    .chain([ss])
-                    .any(|s| s.usable() && !s.regular(true)),
+                data.into_iter().any(irregular),
                 "a data segment's access rights",
             ),
-            (
-                [ES, SS, 3]
-                    .iter()
-                    .any(|&i| self.segments[i].usable() && self.segments[i].base >> 32 != 0),
-                "base of ES, SS or DS",
-            ),
-            (
-                !canonical(self.segments[4].base) || !canonical(self.segments[5].base),
-                "base of FS or GS",
-            ),
-            (
-                ldtr.usable()
-                    && (ldtr.kind() != 2 || !ldtr.regular(false) || !canonical(ldtr.base)),
-                "LDTR",
-            ),
-            (
-                !tr.usable()
-                    || !tr.regular(false)
-                    || !canonical(tr.base)
-                    || !(tr.kind() == 11 || tr.kind() == 3 && !long),
-                "TR",
-            ),
-            (
-                !canonical(self.gdtr_base) || !canonical(self.idtr_base),
-                "base of GDTR or IDTR",
-            ),
-            (
-                self.rip >> 32 != 0 && !(long && cs.rights >> 13 & 1 != 0),
-                "RIP beyond 4 GiB outside 64-bit code",
-            ),
+            (base, "base of FS or GS"),
+            (ldtr.usable() && !local, "LDTR"),
+            (!task, "TR"),
+            (far, "RIP beyond 4 GiB outside 64-bit code"),
             (
                 self.blocks_what_is_injected(),
-                "an event that is blocked is injected",
+                "what is injected is blocked",
             ),
-            (
-                self.interruptibility & 3 == 3
-                    || self.interruptibility & 1 != 0 && self.rflags & RFLAGS_IF == 0,
-                "interruptibility: STI",
-            ),
-            (
-                self.interruptibility & 3 != 0
-                    && (self.rflags & RFLAGS_TF != 0) != (self.pending_debug >> 14 & 1 != 0),
-                "pending debug exceptions: single step",
-            ),
+            (sti, "interruptibility: STI"),
         ];
-        checks
-            .iter()
-            .find(|(fails, _)| *fails)
-            .map(|(_, check)| *check)
-    }
-
-    fn data(&self) -> impl Iterator<Item = &Register> {
-        [ES, 3, 4, 5].into_iter().map(|index| &self.segments[index])
+        let failing = checks.iter().find(|(fails, _)| *fails);
+        failing.map(|(_, check)| *check)
     }
 
     const fn blocks_what_is_injected(&self) -> bool {

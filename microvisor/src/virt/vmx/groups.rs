@@ -231,7 +231,6 @@ pub fn as_entered(soft: &Soft) -> State {
         rip: read(field::RIP),
         rflags: read(field::RFLAGS),
         interruptibility: read(field::INTERRUPTIBILITY),
-        pending_debug: read(field::PENDING_DEBUG),
         injection: soft.inject.get() & 0xffff_ffff,
         segments: core::array::from_fn(|index| {
             let at = index as u32 * 2;
@@ -242,8 +241,6 @@ pub fn as_entered(soft: &Soft) -> State {
                 base: read(field::BASES + at),
             }
         }),
-        gdtr_base: read(field::GDTR_BASE),
-        idtr_base: read(field::IDTR_BASE),
     }
 }
 

@@ -339,7 +339,6 @@ fn init_host() {
     write(field::HOST_IDTR_BASE, sidt().base.as_u64());
     write(field::HOST_PAT, msr(PAT));
     write(field::HOST_EFER, msr(EFER));
-    write(field::HOST_RIP, switch::exited as *const () as u64);
 }
 
 fn init_guest(area: Area) {

@@ -7,7 +7,8 @@ use microvisor_abi::thread::Registers;
 
 /// Enters the guest of the current VMCS and returns after its exit, 0; or 1 if the CPU refused the
 /// instruction. General registers but RSP come from `registers` and go there. `launched` is 0 the
-/// first time after VMCLEAR. `host_rsp` remembers what the VMCS has as the host's stack pointer.
+/// first time after VMCLEAR. `host_rsp` remembers what the VMCS has as the host's stack pointer; 0: neither that
+/// nor where exits land.
 ///
 /// Interrupts are off and stay so: one that is pending ends guest mode before the first instruction
 /// and is still pending afterwards.
@@ -37,6 +38,9 @@ pub unsafe extern "sysv64" fn enter(
         "mov [rdx], rsp",
         "mov eax, {host_rsp}",
         "vmwrite rax, rsp",
+        "lea rcx, [rip + 5f]",
+        "mov eax, {host_rip}",
+        "vmwrite rax, rcx",
         "2:",
         "test rsi, rsi",
         "mov rax, [rdi + {rax}]",
@@ -62,31 +66,9 @@ pub unsafe extern "sysv64" fn enter(
         "4:",
         "add rsp, 8",
         "mov eax, 1",
-        "jmp {leave}",
-        rax = const offset_of!(Registers, rax),
-        rbx = const offset_of!(Registers, rbx),
-        rcx = const offset_of!(Registers, rcx),
-        rdx = const offset_of!(Registers, rdx),
-        rsi = const offset_of!(Registers, rsi),
-        rdi = const offset_of!(Registers, rdi),
-        rbp = const offset_of!(Registers, rbp),
-        r8 = const offset_of!(Registers, r8),
-        r9 = const offset_of!(Registers, r9),
-        r10 = const offset_of!(Registers, r10),
-        r11 = const offset_of!(Registers, r11),
-        r12 = const offset_of!(Registers, r12),
-        r13 = const offset_of!(Registers, r13),
-        r14 = const offset_of!(Registers, r14),
-        r15 = const offset_of!(Registers, r15),
-        host_rsp = const field::HOST_RSP,
-        leave = sym leave,
-    )
-}
-
-/// Where exits land, as the host's RIP in every VMCS, with the stack as [`enter`] left it.
-#[unsafe(naked)]
-pub unsafe extern "sysv64" fn exited() {
-    naked_asm!(
+        "jmp 6f",
+        // Where exits land, with the stack as it was.
+        "5:",
         "push rax",
         "mov rax, [rsp + 8]",
         "mov [rax + {rbx}], rbx",
@@ -107,30 +89,7 @@ pub unsafe extern "sysv64" fn exited() {
         "mov [rax + {rax}], rcx",
         "add rsp, 8",
         "xor eax, eax",
-        "jmp {leave}",
-        rax = const offset_of!(Registers, rax),
-        rbx = const offset_of!(Registers, rbx),
-        rcx = const offset_of!(Registers, rcx),
-        rdx = const offset_of!(Registers, rdx),
-        rsi = const offset_of!(Registers, rsi),
-        rdi = const offset_of!(Registers, rdi),
-        rbp = const offset_of!(Registers, rbp),
-        r8 = const offset_of!(Registers, r8),
-        r9 = const offset_of!(Registers, r9),
-        r10 = const offset_of!(Registers, r10),
-        r11 = const offset_of!(Registers, r11),
-        r12 = const offset_of!(Registers, r12),
-        r13 = const offset_of!(Registers, r13),
-        r14 = const offset_of!(Registers, r14),
-        r15 = const offset_of!(Registers, r15),
-        leave = sym leave,
-    )
-}
-
-/// The end of both: the caller's registers, and zeros.
-#[unsafe(naked)]
-unsafe extern "sysv64" fn leave() {
-    naked_asm!(
+        "6:",
         "xor ecx, ecx",
         "xor edx, edx",
         "xor esi, esi",
@@ -146,5 +105,22 @@ unsafe extern "sysv64" fn leave() {
         "pop rbp",
         "pop rbx",
         "ret",
+        rax = const offset_of!(Registers, rax),
+        rbx = const offset_of!(Registers, rbx),
+        rcx = const offset_of!(Registers, rcx),
+        rdx = const offset_of!(Registers, rdx),
+        rsi = const offset_of!(Registers, rsi),
+        rdi = const offset_of!(Registers, rdi),
+        rbp = const offset_of!(Registers, rbp),
+        r8 = const offset_of!(Registers, r8),
+        r9 = const offset_of!(Registers, r9),
+        r10 = const offset_of!(Registers, r10),
+        r11 = const offset_of!(Registers, r11),
+        r12 = const offset_of!(Registers, r12),
+        r13 = const offset_of!(Registers, r13),
+        r14 = const offset_of!(Registers, r14),
+        r15 = const offset_of!(Registers, r15),
+        host_rsp = const field::HOST_RSP,
+        host_rip = const field::HOST_RIP,
     )
 }
