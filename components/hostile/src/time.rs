@@ -3,8 +3,9 @@
 use sdk::prelude::*;
 
 /// Milliseconds after which it pauses once, so that a system in which it starves everybody can
-/// still say so.
-const LOOP: u64 = 30_000;
+/// still say so: longer than what the neighbour takes for starving, and no more than that, since
+/// everything that the neighbour waits for on its way to judging costs it a turn.
+const LOOP: u64 = 15_000;
 
 /// Plays the role.
 pub fn spin(_env: &Env) {
