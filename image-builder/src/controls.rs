@@ -178,7 +178,7 @@ pub const CONTROLS: &[Control] = &[
     },
     Control {
         name: "guest-ports",
-        file: "microvisor/src/virt/svm/mod.rs",
+        file: "microvisor/src/virt/mod.rs",
         off: "a guest's port accesses exit",
         claim: "ports_of_the_machine_are_out_of_reach",
     },

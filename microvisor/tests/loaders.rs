@@ -3,6 +3,7 @@
 
 #[path = "../src/boot"]
 mod boot {
+    #[allow(dead_code)] // other parsers use the rest
     mod bytes;
     pub mod map;
     pub mod multiboot2;

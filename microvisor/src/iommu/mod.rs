@@ -167,20 +167,15 @@ fn reserve(take: &mut dyn FnMut(u64) -> u64, driver: &dyn Remapper, found: &Rema
             continue;
         }
         let root = *root.get_or_insert_with(|| Words::take(take, 4096));
+        // Small pages throughout: ranges of several devices may overlap.
         let mut at = r.start & !0xfff;
         while at < r.end {
-            let large = at.is_multiple_of(2 << 20) && at + (2 << 20) <= r.end;
-            let leaf_level = if large && driver.tables().largest >= 21 {
-                2
-            } else {
-                1
-            };
             let mut table = root;
-            for level in (leaf_level..=4).rev() {
+            for level in (1..=4).rev() {
                 let place = (at >> (12 + 9 * (level - 1)) & 511) * 8;
                 let mut entry = table.read64(place);
-                if entry == 0 || level == leaf_level {
-                    let leaf = level == leaf_level;
+                if entry == 0 || level == 1 {
+                    let leaf = level == 1;
                     let to = if leaf { at } else { take(4096) };
                     entry = driver.entry(to, level, leaf);
                     table.write64(place, entry);
@@ -191,7 +186,7 @@ fn reserve(take: &mut dyn FnMut(u64) -> u64, driver: &dyn Remapper, found: &Rema
                 // the leaf's own address is not used.
                 table = unsafe { Words::new(next) };
             }
-            at += if leaf_level == 2 { 2 << 20 } else { 4096 };
+            at += 4096;
         }
         for function in functions.0..=functions.1 {
             let domain = RESERVED_DOMAIN;

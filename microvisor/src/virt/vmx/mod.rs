@@ -61,10 +61,7 @@ const EXCEPTIONS: u64 = 1 << 1 | 1 << 17 | 1 << 18;
 
 #[repr(C, align(4096))]
 struct MsrMap([u8; MSR_BITMAP_BYTES]);
-static MSR_MAP: MsrMap = MsrMap(match cfg!(control = "guest-registers") {
-    true => [0; MSR_BITMAP_BYTES],
-    false => msr_bitmap(),
-});
+static MSR_MAP: MsrMap = MsrMap(msr_bitmap());
 
 static CONTROLS: Once<Option<Controls>> = Once::new(None);
 
