@@ -96,9 +96,10 @@ pub fn halt() -> ! {
     }
 }
 
-/// Runs a piece of assembly under a guard: an exception in it ends it, and is the result.
+/// Runs a piece of assembly under a guard: an exception in it ends it, and is the result. What comes
+/// after `finally` is run either way.
 macro_rules! guarded {
-    ($code:literal, $($operands:tt)*) => {{
+    ($code:literal, finally $after:literal, $($operands:tt)*) => {{
         let vector: u64;
         let error: u64;
         // SAFETY: the guard takes an exception to the label 2; r8 to r11 are the guard's. What the
@@ -111,6 +112,7 @@ macro_rules! guarded {
                 $code,
                 "mov qword ptr [rip + {guard}], 0",
                 "2:",
+                $after,
                 guard = sym GUARD,
                 out("r9") _,
                 out("r10") vector,
@@ -123,6 +125,9 @@ macro_rules! guarded {
             Err(_) => Ok(()),
         }
     }};
+    ($code:literal, $($operands:tt)*) => {
+        guarded!($code, finally "", $($operands)*)
+    };
 }
 
 /// RDMSR, or the exception that it raised.
@@ -188,7 +193,8 @@ pub unsafe fn try_store(address: u64, value: u32) -> Result<(), Exception> {
 pub unsafe fn try_call(address: u64) -> Result<(), Exception> {
     // The stack pointer is put back: the exception may come after the call pushed.
     guarded!(
-        "mov {kept}, rsp; call {address}; mov rsp, {kept}",
+        "mov {kept}, rsp; call {address}",
+        finally "mov rsp, {kept}",
         address = in(reg) address,
         kept = out(reg) _
     )
