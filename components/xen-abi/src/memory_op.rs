@@ -4,6 +4,7 @@
 //! [`Next::Restart`](crate::Next::Restart) with the position in the command, as in Xen.
 
 use alloc::vec::Vec;
+use core::cmp::Ordering;
 
 use crate::access::{Caller, Fields, Reply};
 use crate::config::MapEntry;
@@ -91,7 +92,9 @@ impl Domain {
             op::ADD_TO_PHYSMAP | op::ADD_TO_PHYSMAP_BATCH if start > u64::from(u16::MAX) => {
                 return Err(Errno::Dom);
             }
-            op::ADD_TO_PHYSMAP => return self.add_to_physmap(caller, argument),
+            op::ADD_TO_PHYSMAP => {
+                return self.add_to_physmap(caller, start as u16, argument);
+            }
             op::ADD_TO_PHYSMAP_BATCH => {
                 return self.add_to_physmap_batch(caller, start as u16, arguments);
             }
@@ -378,6 +381,7 @@ impl Domain {
     fn add_to_physmap<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
+        start: u16,
         argument: u64,
     ) -> Reply {
         let (domid, size, space, index, gfn) = if caller.is_compat() {
@@ -411,10 +415,11 @@ impl Domain {
         if gfn == u64::MAX {
             return Err(Errno::Inval);
         }
-        if space == SPACE_GMFN_RANGE && size == 0 {
-            return Ok(0);
+        match size.cmp(&start) {
+            Ordering::Less if space == SPACE_GMFN_RANGE => Err(Errno::IlSeq),
+            Ordering::Equal if space == SPACE_GMFN_RANGE => Ok(0),
+            _ => self.map_one(caller, space, index, gfn).map(|()| 0),
         }
-        self.map_one(caller, space, index, gfn).map(|()| 0)
     }
 
     fn add_to_physmap_batch<M: GuestMemory, E: Env>(

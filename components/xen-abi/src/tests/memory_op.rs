@@ -109,6 +109,23 @@ fn other_spaces_are_refused_as_for_a_domu() {
 }
 
 #[test]
+fn a_range_that_begins_behind_its_end_is_out_of_sequence() {
+    let mut guest = Guest::new(1);
+    guest.put(ARG, &[0; 24]);
+    guest.put(ARG, &SELF.to_le_bytes());
+    guest.put(ARG + 4, &3u32.to_le_bytes());
+    let mut from = |start: u64, size: u16| {
+        guest.put(ARG + 2, &size.to_le_bytes());
+        guest.call(MEMORY_OP, &[op::ADD_TO_PHYSMAP | start << 6, ARG])
+    };
+    assert_eq!(from(2, 0), error(Errno::IlSeq));
+    assert_eq!(from(2, 1), error(Errno::IlSeq));
+    assert_eq!(from(2, 2), 0);
+    assert_eq!(from(0, 0), 0);
+    assert_eq!(from(1, 2), error(Errno::Inval));
+}
+
+#[test]
 fn batch_gives_each_entry_its_error() {
     let mut guest = Guest::new(1);
     guest.put(ARG, &[0; 32]);
