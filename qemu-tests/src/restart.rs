@@ -230,7 +230,7 @@ fn crash_report(text: &str) -> Result<()> {
         "r15 0",
         "#0 ",
         "BenchServer>::echo",
-        "restart_probe::main",
+        "restart_probe::component",
     ] {
         ensure!(all.contains(part), "no {part:?} in\n{all}");
     }
@@ -362,7 +362,7 @@ mod tests {
 [root] ERROR:   r15 0000000000000000\r
 [root] ERROR:   #0 0x2058ae restart_probe::server::write_to_forbidden_ground+0xe\r
 [root] ERROR:   #1 0x2062f1 <restart_probe::server::Server as idl::bench::BenchServer>::echo+0x371\r
-[root] ERROR:   #4 0x207640 restart_probe::main+0x40\r
+[root] ERROR:   #4 0x207640 restart_probe::component+0x40\r
 [root] component victim: restarted (1)\r
 [root] component victim: told console, caller\r
 [caller] next call: Ok(101)\r
