@@ -459,8 +459,25 @@ impl Vcpu {
         }
     }
 
+    /// The guest is at its end; what it looked like then is in the log.
     fn triple_fault(&mut self) {
         let (vcpu, rip) = (self.index, self.rip());
+        let get = |field| self.page.get(field);
+        log::info!(
+            "vCPU {vcpu}: triple fault after exit {}, delivering {:#x}: rip {rip:x} rflags {:x} rsp {:x} \
+             rbp {:x} rax {:x} rbx {:x} rcx {:x} rdx {:x} rsi {:x} rdi {:x}",
+            get(field!(exit)),
+            get(field!(delivering)),
+            get(field!(regs.rflags)),
+            get(field!(regs.rsp)),
+            get(field!(regs.rbp)),
+            get(field!(regs.rax)),
+            get(field!(regs.rbx)),
+            get(field!(regs.rcx)),
+            get(field!(regs.rdx)),
+            get(field!(regs.rsi)),
+            get(field!(regs.rdi)),
+        );
         self.shared.stop(Reason::TripleFault { vcpu, rip });
     }
 }
