@@ -30,6 +30,7 @@ mod hypercall_page;
 mod memory;
 mod memory_op;
 mod multicall;
+mod physmap;
 mod privileged;
 mod runstate;
 mod sched;

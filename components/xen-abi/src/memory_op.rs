@@ -4,11 +4,10 @@
 //! [`Next::Restart`](crate::Next::Restart) with the position in the command, as in Xen.
 
 use alloc::vec::Vec;
-use core::cmp::Ordering;
 
 use crate::access::{Caller, Fields, Reply};
 use crate::config::MapEntry;
-use crate::domain::{DOMID_SELF, Domain, SYSTEM};
+use crate::domain::{Domain, SYSTEM};
 use crate::env::{Env, MapError};
 use crate::errno::Errno;
 use crate::memory::{GuestMemory, SpecialFrame};
@@ -42,20 +41,13 @@ pub(crate) mod op {
 }
 
 /// `MEMOP_EXTENT_SHIFT`: the position of a continuation is above these bits of the command.
-const EXTENT_SHIFT: u32 = 6;
+pub(crate) const EXTENT_SHIFT: u32 = 6;
 const COMMAND_MASK: u64 = (1 << EXTENT_SHIFT) - 1;
-
-/// `XENMAPSPACE_*`.
-const SPACE_SHARED_INFO: u32 = 0;
-const SPACE_GRANT_TABLE: u32 = 1;
-const SPACE_GMFN_RANGE: u32 = 3;
-const SPACE_GMFN_FOREIGN: u32 = 4;
-const SPACE_DEV_MMIO: u32 = 5;
 
 /// Largest extent that a domU may name (`CONFIG_DOMU_MAX_ORDER`).
 const MAX_ORDER: u32 = 9;
 /// Pages touched before the guest is re-entered.
-const BATCH_PAGES: u64 = 64;
+pub(crate) const BATCH_PAGES: u64 = 64;
 /// `XENMEMF_populate_on_demand`, `XENMEMF_exact_node_request`, node field and vnode flag.
 const FLAG_POPULATE_ON_DEMAND: u32 = 1 << 16;
 const FLAG_EXACT_NODE: u32 = 1 << 17;
@@ -312,173 +304,6 @@ impl Domain {
         true
     }
 
-    /// Takes a page out of the map; special frames are only unhooked.
-    fn remove_page<M: GuestMemory, E: Env>(
-        &mut self,
-        caller: &mut Caller<M, E>,
-        gfn: u64,
-    ) -> Result<(), Errno> {
-        let special = self.special_at(gfn);
-        if !caller.env.remove_page(gfn) {
-            return Err(Errno::NoEnt);
-        }
-        match special {
-            Some(frame) => self.note_mapping(frame, None),
-            None => self.config.pages = self.config.pages.saturating_sub(1),
-        }
-        Ok(())
-    }
-
-    fn is_mappable(&self, gfn: u64) -> bool {
-        gfn < 1 << (u32::from(self.config.physical_address_bits.clamp(13, 52)) - 12)
-    }
-
-    fn note_mapping(&mut self, frame: SpecialFrame, gfn: Option<u64>) {
-        match frame {
-            SpecialFrame::SharedInfo => self.shared_info_gfn = gfn,
-            SpecialFrame::GrantTable(frame) => self.grants.set_gfn(frame, gfn),
-        }
-    }
-
-    fn map_one<M: GuestMemory, E: Env>(
-        &mut self,
-        caller: &mut Caller<M, E>,
-        space: u32,
-        index: u64,
-        gfn: u64,
-    ) -> Result<(), Errno> {
-        let frame = match space {
-            SPACE_SHARED_INFO if index == 0 => SpecialFrame::SharedInfo,
-            SPACE_GRANT_TABLE => SpecialFrame::GrantTable(self.grants.grow_to_hold(index)?),
-            // Moving RAM within the map (XENMAPSPACE_gmfn) is refused as for a gfn without RAM.
-            _ => return Err(Errno::Inval),
-        };
-        if !self.is_mappable(gfn) {
-            return Err(Errno::Inval);
-        }
-        let replaced = self.special_at(gfn);
-        if replaced == Some(frame) {
-            return Ok(());
-        }
-        let was_ram = replaced.is_none() && caller.env.is_ram(gfn);
-        caller
-            .env
-            .map_special(frame, gfn)
-            .map_err(|error| match error {
-                MapError::OutOfRange => Errno::Inval,
-                MapError::NoMemory => Errno::NoMem,
-            })?;
-        if let Some(old) = replaced {
-            self.note_mapping(old, None);
-        }
-        if was_ram {
-            self.config.pages = self.config.pages.saturating_sub(1);
-        }
-        self.note_mapping(frame, Some(gfn));
-        Ok(())
-    }
-
-    fn add_to_physmap<M: GuestMemory, E: Env>(
-        &mut self,
-        caller: &mut Caller<M, E>,
-        start: u16,
-        argument: u64,
-    ) -> Reply {
-        let (domid, size, space, index, gfn) = if caller.is_compat() {
-            let bytes: [u8; 16] = caller.fetch(argument)?;
-            let (index, gfn) = (bytes.u32_at(8), bytes.u32_at(12));
-            (
-                bytes.u16_at(0),
-                bytes.u16_at(2),
-                bytes.u32_at(4),
-                u64::from(index),
-                u64::from(gfn),
-            )
-        } else {
-            let bytes: [u8; 24] = caller.fetch(argument)?;
-            let (index, gfn) = (bytes.u64_at(8), bytes.u64_at(16));
-            (
-                bytes.u16_at(0),
-                bytes.u16_at(2),
-                bytes.u32_at(4),
-                index,
-                gfn,
-            )
-        };
-        if space == SPACE_GMFN_FOREIGN {
-            return Err(Errno::NoSys);
-        }
-        self.require_translated(domid)?;
-        if space == SPACE_DEV_MMIO {
-            return Err(Errno::Acces);
-        }
-        if gfn == u64::MAX {
-            return Err(Errno::Inval);
-        }
-        match size.cmp(&start) {
-            Ordering::Less if space == SPACE_GMFN_RANGE => Err(Errno::IlSeq),
-            Ordering::Equal if space == SPACE_GMFN_RANGE => Ok(0),
-            _ => self.map_one(caller, space, index, gfn).map(|()| 0),
-        }
-    }
-
-    fn add_to_physmap_batch<M: GuestMemory, E: Env>(
-        &mut self,
-        caller: &mut Caller<M, E>,
-        start: u16,
-        arguments: [u64; 6],
-    ) -> Reply {
-        let argument = arguments[1];
-        let header: [u8; 8] = caller.fetch(argument)?;
-        let handles = argument.wrapping_add(8);
-        let (indices, gfns, errors) = (
-            caller.fetch_word(handles, 0)?,
-            caller.fetch_word(handles, 1)?,
-            caller.fetch_word(handles, 2)?,
-        );
-        let (domid, space, size) = (header.u16_at(0), header.u16_at(2), header.u16_at(4));
-        let space = u32::from(space);
-        if space == SPACE_GMFN_RANGE {
-            return Err(Errno::OpNotSupp);
-        }
-        self.require_translated(domid)?;
-        if space == SPACE_DEV_MMIO {
-            return Err(Errno::Acces);
-        }
-        if size < start || (size == start && start != 0) {
-            return Err(Errno::IlSeq);
-        }
-        for entry in start..size {
-            if u64::from(entry - start) == BATCH_PAGES {
-                let mut arguments = arguments;
-                arguments[0] = op::ADD_TO_PHYSMAP_BATCH | u64::from(entry) << EXTENT_SHIFT;
-                self.restart(caller, arguments);
-                break;
-            }
-            let index = caller.fetch_word(indices, u64::from(entry))?;
-            let gfn = caller.fetch_word(gfns, u64::from(entry))?;
-            if gfn == u64::MAX {
-                return Err(Errno::Inval);
-            }
-            let result = if space == SPACE_GMFN_FOREIGN {
-                // The foreign domain is where res0 is for the other spaces.
-                match header.u16_at(6) {
-                    DOMID_SELF => Err(Errno::Inval),
-                    own if own == self.config.domid => Err(Errno::Inval),
-                    _ => Err(Errno::Srch),
-                }
-            } else {
-                self.map_one(caller, space, index, gfn)
-            };
-            let code = result.map_or_else(|error| -(error as i32), |()| 0);
-            caller.write(
-                errors.wrapping_add(u64::from(entry) * 4),
-                &code.to_le_bytes(),
-            )?;
-        }
-        Ok(0)
-    }
-
     fn memory_map<M: GuestMemory, E: Env>(
         &mut self,
         caller: &mut Caller<M, E>,
@@ -595,7 +420,7 @@ impl Domain {
 
     /// As [`Domain::require_self`], where Xen asks first whether the domain's physical map is translated;
     /// domain 0's is not.
-    fn require_translated(&self, domid: u16) -> Result<(), Errno> {
+    pub(crate) fn require_translated(&self, domid: u16) -> Result<(), Errno> {
         match self.require_self(domid) {
             Err(Errno::Perm) => Err(Errno::Acces),
             other => other,

@@ -63,6 +63,7 @@
 #![forbid(unsafe_code)]
 
 mod calls;
+mod component;
 mod fault;
 mod graph;
 mod judge;
@@ -73,10 +74,11 @@ mod state;
 mod sweep;
 mod system;
 
+pub use component::{Component, Device, Restart, SharedDevice};
 pub use fault::{Fault, Mangle, Plan, Site};
 pub use judge::{Death, Leak, Told};
 pub use sweep::{Swept, sweep};
-pub use system::{Component, Device, Restart, SharedDevice, System};
+pub use system::System;
 
 /// Slots of each component's capability space.
 pub const SLOTS: u32 = 4096;

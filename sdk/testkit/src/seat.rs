@@ -123,7 +123,7 @@ impl Seat {
     }
 
     /// The device behind a port; the component faults if the port was not granted.
-    fn device(&self, port: u16) -> Option<(crate::system::SharedDevice, u16)> {
+    fn device(&self, port: u16) -> Option<(crate::component::SharedDevice, u16)> {
         let state = self.shared.lock();
         let member = &state.members[self.component];
         let inside = |first: u16, count: u16| port >= first && port - first < count;

@@ -11,11 +11,11 @@ use microvisor_abi::{FOREVER, Rights, Status};
 use sdk::host;
 use sdk::startup::PEERS;
 
+use crate::component::{Component, Restart};
 use crate::fault::{Fault, Plan, Random, Site};
 use crate::graph::{CapId, Graph, ObjectId, State as ObjectState};
 use crate::judge::{Counts, Death, Told};
 use crate::message::BUFFER;
-use crate::system::{Component, Restart};
 
 /// System calls of one run, after which it counts as one without end.
 const FUEL: u64 = 2_000_000;
