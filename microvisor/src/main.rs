@@ -41,6 +41,8 @@ mod paging;
 #[cfg(target_os = "none")]
 mod panic;
 #[cfg(target_os = "none")]
+mod registers;
+#[cfg(target_os = "none")]
 mod ring;
 #[cfg(target_os = "none")]
 mod serial;
