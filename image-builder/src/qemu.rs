@@ -31,6 +31,11 @@ pub struct Machine {
     pub medium: Medium,
     /// UEFI instead of BIOS; not for the direct way.
     pub uefi: bool,
+    /// Emulate all CPUs in one host thread. For images with guests: QEMU's XRSTOR, FXRSTOR and
+    /// FLDENV change a word of flags of the *first* CPU without a lock (`cpu_clear_ignne`), the
+    /// word that says whether nested paging is on. If another CPU loads x87 state while the first
+    /// one enters or leaves a guest, the guest runs without nested paging or the host with it.
+    pub one_thread: bool,
     /// Count instructions: one nanosecond each.
     pub icount: bool,
     /// Wait for gdb on port 1234.
@@ -50,6 +55,7 @@ impl Machine {
             cpu: "max".into(),
             medium: Medium::Direct,
             uefi: false,
+            one_thread: !image.manifest.guests.is_empty(),
             icount: false,
             gdb: false,
             serial: "mon:stdio".into(),
@@ -79,6 +85,9 @@ impl Machine {
         qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
         qemu.arg("-smp").arg(self.smp.to_string());
         qemu.arg("-m").arg(format!("{}M", self.memory_mib));
+        if self.one_thread && self.smp > 1 {
+            qemu.args(["-accel", "tcg,thread=single"]);
+        }
         if self.icount {
             qemu.args(["-icount", "shift=0,sleep=off"]);
             // Under -icount QEMU aborts on x2APIC's timer, and RDTSCP exits as RDTSC.
