@@ -15,6 +15,8 @@ pub(crate) struct Caller<'a, M, E> {
     pub env: &'a mut E,
     pub vcpu: u32,
     pub width: Width,
+    /// Whether it would take an upcall now.
+    pub interrupts: bool,
     pub next: Next,
 }
 

@@ -34,6 +34,8 @@ pub struct Registers {
     pub mode: Mode,
     /// Current privilege level.
     pub cpl: u8,
+    /// Whether interrupts are enabled (RFLAGS.IF).
+    pub interrupts: bool,
 }
 
 /// What the vCPU does after a hypercall.

@@ -44,6 +44,7 @@ pub(crate) mod number {
     pub const XENPMU_OP: u64 = 40;
     pub const DM_OP: u64 = 41;
     pub const HYPFS_OP: u64 = 42;
+    pub const PAGING_DOMCTL_CONT: u64 = 49;
 }
 
 /// One guest.
@@ -131,6 +132,7 @@ impl Domain {
             arguments: [mut a, mut b, mut c, mut d, ..],
             mode,
             cpl,
+            interrupts,
         } = *registers;
         let width = match mode {
             Mode::Bits64 => Width::Bits64,
@@ -152,6 +154,7 @@ impl Domain {
             env,
             vcpu,
             width,
+            interrupts,
             next: Next::Continue,
         };
         let reply = if !permitted {
@@ -224,6 +227,7 @@ impl Domain {
             // An HVM domain has a local APIC, so its PMU is not Xen's paravirtual one.
             number::XENPMU_OP => Err(Errno::OpNotSupp),
             number::HYPFS_OP => Err(Errno::Perm),
+            number::PAGING_DOMCTL_CONT => self.paging_domctl_cont(caller, a),
             _ => Err(Errno::NoSys),
         }
     }

@@ -20,7 +20,7 @@ const MAX_PORTS: u32 = 4096;
 const BUCKET: u32 = 64;
 /// Numbers of physical interrupts that Xen gives a domain unless told otherwise: as many as the
 /// machine's I/O APICs have (one, of 24), and 32.
-const PIRQS: u32 = 56;
+pub(crate) const PIRQS: u32 = 56;
 /// `NR_VIRQS`.
 pub(crate) const VIRQS: usize = 24;
 /// `VIRQ_TIMER`.

@@ -35,6 +35,7 @@ pub(crate) mod status {
     pub const PERMISSION_DENIED: i16 = -8;
     pub const BAD_PAGE: i16 = -9;
     pub const BAD_COPY_ARG: i16 = -10;
+    pub const EAGAIN: i16 = -12;
 }
 
 /// Most frames of a table, Xen's default limit.
@@ -55,6 +56,10 @@ const MAP_PV: u32 = 1 | 8 | 16;
 /// `GNTCOPY_source_gref`, `GNTCOPY_dest_gref`.
 const COPY_SOURCE_GREF: u16 = 1;
 const COPY_DEST_GREF: u16 = 2;
+/// References that a toolstack fills in when it makes a domain, console and xenstore
+/// (`GNTTAB_RESERVED_CONSOLE`, `GNTTAB_RESERVED_XENSTORE`). Domain 0 has what they granted then
+/// mapped for as long as the domain is there, whatever their entries say meanwhile.
+const MAPPED_BY_SYSTEM: u32 = 2;
 /// Operations done before the guest is re-entered.
 const BATCH: u32 = 32;
 
@@ -306,6 +311,12 @@ impl Domain {
         let (Some(first), Some(second)) = (self.grants.entry(one), self.grants.entry(other)) else {
             return status::BAD_GNTREF;
         };
+        if one == other {
+            return status::OKAY;
+        }
+        if one.min(other) < MAPPED_BY_SYSTEM {
+            return status::EAGAIN;
+        }
         let (mut a, mut b) = ([0; ENTRY_SIZE as usize], [0; ENTRY_SIZE as usize]);
         let done = memory
             .read(first, &mut a)
@@ -419,6 +430,10 @@ impl Domain {
                 });
             }
             let entry = self.grants.entry(reference).ok_or(status::BAD_GNTREF)?;
+            // In use by another domain than the one that asks.
+            if reference < MAPPED_BY_SYSTEM {
+                return Err(status::GENERAL_ERROR);
+            }
             let mut bytes = [0; ENTRY_SIZE as usize];
             caller
                 .memory

@@ -21,6 +21,7 @@ mod call;
 mod config;
 mod cpuid;
 mod domain;
+mod domctl;
 mod env;
 mod errno;
 mod event;

@@ -8,11 +8,9 @@ use crate::errno::Errno;
 use crate::memory::GuestMemory;
 
 /// `XEN_SYSCTL_INTERFACE_VERSION` and `XEN_DOMCTL_INTERFACE_VERSION` of 4.17.
-const CTL_VERSION: u32 = 0x15;
+pub(crate) const CTL_VERSION: u32 = 0x15;
 /// `XENPF_INTERFACE_VERSION`.
 const PLATFORM_VERSION: u32 = 0x0300_0001;
-/// `XEN_DOMCTL_createdomain`, which names no existing domain.
-const DOMCTL_CREATE: u32 = 1;
 
 /// Buffers that Xen's `do_dm_op` has room for.
 const MOST_BUFFERS: u32 = 2;
@@ -29,7 +27,7 @@ const VMASST_DISABLE: u32 = 1;
 /// `VMASST_TYPE_runstate_update_flag`, the only one for HVM domains.
 const VMASST_RUNSTATE_UPDATE_FLAG: u32 = 5;
 
-const DOMID_IO: u16 = 0x7ff1;
+pub(crate) const DOMID_IO: u16 = 0x7ff1;
 const DOMID_XEN: u16 = 0x7ff2;
 
 impl Domain {
@@ -56,25 +54,6 @@ impl Domain {
         match bytes.u32_at(4) {
             CTL_VERSION => Err(Errno::Perm),
             _ => Err(Errno::Acces),
-        }
-    }
-
-    #[inline(never)]
-    pub(crate) fn domctl<M: GuestMemory, E: Env>(
-        &mut self,
-        caller: &mut Caller<M, E>,
-        argument: u64,
-    ) -> Reply {
-        // cmd, interface_version, domain. DOMID_SELF is not taken here.
-        let bytes: [u8; 12] = caller.fetch(argument)?;
-        if bytes.u32_at(4) != CTL_VERSION {
-            Err(Errno::Acces)
-        } else if bytes.u32_at(0) == DOMCTL_CREATE
-            || matches!(bytes.u16_at(8), domid if domid == SYSTEM || domid == self.config.domid)
-        {
-            Err(Errno::Perm)
-        } else {
-            Err(Errno::Srch)
         }
     }
 

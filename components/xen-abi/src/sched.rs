@@ -77,11 +77,10 @@ impl Watchdogs {
     fn set(&mut self, id: u32, seconds: u32, now: u64) -> Reply {
         let deadline = now.saturating_add(u64::from(seconds) * NS_PER_S);
         if id == 0 {
-            let free = self
-                .0
-                .iter()
-                .position(Option::is_none)
-                .ok_or(Errno::NoSpc)?;
+            let Some(free) = self.0.iter().position(Option::is_none) else {
+                // Xen's error goes through 32 bits without a sign, which a 64-bit caller sees.
+                return Ok(i64::from(Errno::NoSpc.as_return() as u32));
+            };
             self.0[free] = Some(deadline);
             return Ok(free as i64 + 1);
         }
@@ -110,7 +109,9 @@ impl Domain {
             }
             op::BLOCK => {
                 self.clear_upcall_mask(caller.vcpu, caller.memory);
-                self.block(caller, Polled::Nothing, None);
+                if !self.upcall_is_pending(caller.vcpu, caller.memory) {
+                    self.block(caller, Polled::Nothing, None);
+                }
                 Ok(0)
             }
             op::POLL => self.poll(caller, argument),
@@ -194,9 +195,6 @@ impl Domain {
         polls: Polled,
         deadline: Option<u64>,
     ) {
-        if self.upcall_is_pending(caller.vcpu, caller.memory) {
-            return;
-        }
         self.unblock(caller.vcpu);
         if let Some(state) = self.vcpus.get_mut(caller.vcpu as usize) {
             let block = Block { polls, deadline };
@@ -219,7 +217,8 @@ impl Domain {
         if count > MAX_POLLED {
             return Err(Errno::Inval);
         }
-        if self.upcall_is_pending(caller.vcpu, caller.memory) {
+        // An upcall that cannot be delivered now is nothing that would end the poll.
+        if caller.interrupts && self.upcall_is_pending(caller.vcpu, caller.memory) {
             return Ok(0);
         }
         let layout = Layout::of(self.width);

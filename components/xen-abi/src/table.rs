@@ -239,7 +239,7 @@ pub const TABLE: &[Row] = &[
     row(HVM, ("altp2m", 25), NOBODY, refused(&[Errno::OpNotSupp], "not supported", "monitor_and_altp2m_are_absent")),
 
     whole(("sysctl", 35), TOOLS, refused(&[Errno::Perm, Errno::Acces, Errno::Fault], "a toolstack's", "control_interfaces_check_version_then_privilege")),
-    whole(("domctl", 36), TOOLS, refused(&[Errno::Perm, Errno::Acces, Errno::Srch, Errno::Fault], "a toolstack's", "control_interfaces_check_version_then_privilege")),
+    whole(("domctl", 36), TOOLS, refused(&[Errno::Perm, Errno::Acces, Errno::Srch, Errno::Inval, Errno::OpNotSupp, Errno::Fault], "a toolstack's", "domctls_find_the_domain_then_bad_arguments_then_no_privilege")),
     absent("kexec_op", 37, DOM0, "dom0's"),
     absent("tmem_op", 38, NOBODY, "gone since Xen 4.13"),
     absent("argo_op", 39, NOBODY, "built without argo"),
@@ -247,5 +247,5 @@ pub const TABLE: &[Row] = &[
     whole(("dm_op", 41), "device models", refused(&[Errno::Perm, Errno::Srch, Errno::NoData, Errno::TooBig, Errno::Inval, Errno::Fault], "a device model's", "device_model_and_file_system_operations_are_refused")),
     whole(("hypfs_op", 42), TOOLS, refused(&[Errno::Perm], "a toolstack's", "device_model_and_file_system_operations_are_refused")),
     absent("mca", 48, DOM0, "dom0's"),
-    absent("paging_domctl_cont", 49, NOBODY, "continues a domctl, of which there are none"),
+    whole(("paging_domctl_cont", 49), NOBODY, refused(&[Errno::OpNotSupp, Errno::Perm, Errno::Srch, Errno::Fault], "a toolstack's", "only_a_shadow_operation_is_continued")),
 ];

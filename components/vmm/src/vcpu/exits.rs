@@ -233,6 +233,7 @@ impl Vcpu {
         let mode = self.lookaside.mode();
         let (caller, cpl) = (self.caller_mode(mode), mode.privilege());
         let get = |field| self.page.get(field);
+        let interrupts = get(field!(regs.rflags)) & IF != 0;
         let long = caller == xen_abi::Mode::Bits64;
         let registers = if long {
             xen_abi::Registers {
@@ -247,6 +248,7 @@ impl Vcpu {
                 ],
                 mode: caller,
                 cpl,
+                interrupts,
             }
         } else {
             let low = |field| get(field) & 0xffff_ffff;
@@ -262,6 +264,7 @@ impl Vcpu {
                 ],
                 mode: caller,
                 cpl,
+                interrupts,
             }
         };
         let shared = self.shared;

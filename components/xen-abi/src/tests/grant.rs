@@ -128,6 +128,36 @@ fn swap_exchanges_two_entries() {
     assert_eq!(status_at(&guest, ARG + 8), status::BAD_GNTREF);
 }
 
+#[test]
+fn references_of_console_and_store_are_in_use_by_domain_0() {
+    let mut guest = Guest::new(1);
+    let table = SpecialFrame::GrantTable(0).address();
+    let entries = [0, 1, 8].map(|page| (10 + page) << 32 | u64::from(OWN) << 16 | 1);
+    guest.put_u64s(table, &entries[..2]);
+    guest.put_u64s(table + 64, &entries[2..]);
+    for (one, other, expected) in [
+        (0, 8, status::EAGAIN),
+        (8, 1, status::EAGAIN),
+        (1, 512, status::BAD_GNTREF),
+        (1, 1, status::OKAY),
+        (8, 9, status::OKAY),
+        (9, 8, status::OKAY),
+    ] {
+        guest.put_u32s(ARG, &[one, other, 0xffff]);
+        assert_eq!(grant_op(&mut guest, op::SWAP_GRANT_REF, 1), 0);
+        assert_eq!(status_at(&guest, ARG + 8), expected, "{one} {other}");
+    }
+    for (reference, expected) in [
+        (0, status::GENERAL_ERROR),
+        (1, status::GENERAL_ERROR),
+        (8, status::OKAY),
+    ] {
+        put_copy(&mut guest, (reference, SELF, 0), (9, SELF, 0), 8, 1);
+        assert_eq!(grant_op(&mut guest, op::COPY, 1), 0);
+        assert_eq!(status_at(&guest, ARG + 36), expected, "{reference}");
+    }
+}
+
 /// A `struct gnttab_copy`: (name, domain, offset) of source and destination, length, flags.
 fn put_copy(
     guest: &mut Guest,

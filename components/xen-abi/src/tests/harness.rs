@@ -113,6 +113,8 @@ pub struct Guest {
     pub env: TestEnv,
     pub mode: Mode,
     pub vcpu: u32,
+    /// RFLAGS.IF of the caller.
+    pub interrupts: bool,
 }
 
 pub fn config(vcpus: u32) -> Config {
@@ -165,6 +167,7 @@ impl Guest {
             },
             mode: Mode::Bits64,
             vcpu: 0,
+            interrupts: true,
         }
     }
 
@@ -199,6 +202,7 @@ impl Guest {
             arguments: all,
             mode: self.mode,
             cpl: 0,
+            interrupts: self.interrupts,
         };
         let next = |domain: &Domain| [0, 1, 2, 3, 4].map(|vcpu| domain.next_deadline(vcpu));
         let (before, known) = (next(&self.domain), self.domain.deadlines());

@@ -100,6 +100,7 @@ fn only_the_kernel_may_call() {
             arguments: [0; 6],
             mode,
             cpl,
+            interrupts: true,
         };
         let outcome = guest
             .domain
