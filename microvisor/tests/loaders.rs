@@ -126,6 +126,13 @@ fn take_prefers_high_memory_below_the_limit() {
     assert_eq!(ranges.take(1 << 33, PAGE, u64::MAX), None);
 }
 
+#[test]
+fn a_region_in_the_last_page_of_all_addresses_is_no_memory() {
+    let mut firmware = Firmware::default();
+    firmware.add(Region::new(u64::MAX - 5, 100, 1));
+    assert_eq!(firmware.memory().iter().count(), 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 

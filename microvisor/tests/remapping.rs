@@ -155,6 +155,17 @@ fn sane(found: &Remapping) {
     assert!(found.units.iter().all(|unit| unit.base != 0));
 }
 
+#[test]
+fn a_table_that_is_shorter_than_its_header_is_none() {
+    let mut memory = vec![0; 0x400];
+    memory[16] = 64;
+    memory[64..72].copy_from_slice(b"RSDT\x28\0\0\0");
+    memory[100] = 128;
+    memory[128..132].copy_from_slice(b"DMAR");
+    let read = |at: u64, length: u64| memory.get(at as usize..)?.get(..length as usize);
+    assert_eq!(table(0, b"DMAR", read), None);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]

@@ -55,10 +55,7 @@ impl Firmware {
     pub fn memory(&self) -> Ranges {
         let mut ranges = Ranges::default();
         for region in self.map.iter().filter(|region| region.usable) {
-            ranges.add(
-                region.start.next_multiple_of(PAGE),
-                region.end & !(PAGE - 1),
-            );
+            ranges.add(page_up(region.start), region.end & !(PAGE - 1));
         }
         for region in self.map.iter().filter(|region| !region.usable) {
             ranges.remove(region.start & !(PAGE - 1), page_up(region.end));

@@ -229,5 +229,5 @@ pub fn table<'a>(
     let is_it = |at: &u64| read(*at, 4).is_some_and(|head| head == signature);
     let found = whole(addresses.find(is_it)?)?;
     let sum = found.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-    (sum == 0).then_some(found)
+    (sum == 0 && found.len() >= HEADER).then_some(found)
 }
