@@ -16,7 +16,7 @@ pub struct Control {
     pub file: &'static str,
     /// What no longer happens.
     pub off: &'static str,
-    /// The claim of group `hostile`, or `iommu`, that fails without it.
+    /// The claim of group `hostile`, `iommu` or `selftest` that fails without it.
     pub claim: &'static str,
 }
 
@@ -33,10 +33,26 @@ impl Control {
     }
 }
 
-/// Every control, of both groups.
+/// Every control, of all groups.
 pub fn all() -> impl Iterator<Item = &'static Control> {
-    CONTROLS.iter().chain(DEVICE_CONTROLS)
+    CONTROLS.iter().chain(DEVICE_CONTROLS).chain(CPU_CONTROLS)
 }
+
+/// What keeps CPUs in step; the component `selftest` judges, group `spec --planted` boots it.
+pub const CPU_CONTROLS: &[Control] = &[
+    Control {
+        name: "local-flush",
+        file: "microvisor/src/hardware.rs",
+        off: "the CPU that takes a translation away forgets it too",
+        claim: "a_page_unmapped_here_is_gone_at_once",
+    },
+    Control {
+        name: "sleep",
+        file: "microvisor/src/glue.rs",
+        off: "what arrives between the last look and sleep wakes the CPU",
+        claim: "no_wake_up_is_lost_on_the_way_to_sleep",
+    },
+];
 
 /// What keeps devices in their bounds; group `iommu`.
 pub const DEVICE_CONTROLS: &[Control] = &[

@@ -225,6 +225,8 @@ fn run_elsewhere(mut next: Ref<Thread>) {
 /// Waits for an interrupt and handles it.
 fn idle() -> Guard<'static, Kernel<Hardware>> {
     cpu::trace(Kind::Idle, 0, 0);
+    #[cfg(control = "sleep")]
+    drop(trap::collect_interrupt().map(accept));
     loop {
         if let Some(vector) = trap::wait_for_interrupt() {
             cpu::trace(Kind::Interrupt, vector.into(), 2);

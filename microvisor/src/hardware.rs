@@ -212,6 +212,7 @@ impl Machine for Hardware {
                 apic::send(other.apic_id, apic::VECTOR_FLUSH);
             }
         }
+        #[cfg(not(control = "local-flush"))]
         carry_out(flush);
         while asked != 0 {
             let other = cpu::other(asked.trailing_zeros() as usize);

@@ -167,7 +167,7 @@ fn run(cli: &Cli) -> Result<bool> {
                 | Group::Iommu
                 | Group::Selftest
                 | Group::Bench
-        )
+        ) || *group == Group::Spec && (cli.planted || cli.deep)
     }) {
         tools.push(packages::QEMU);
     }
@@ -200,7 +200,7 @@ fn run(cli: &Cli) -> Result<bool> {
                 made::run(&machines, &mut report);
             }
             Group::Size => size::run(&machines.workspace, &mut report),
-            Group::Spec => spec::run(&machines.workspace, &mut report, cli.deep, cli.planted),
+            Group::Spec => spec::run(&machines, &mut report, cli.deep, cli.planted),
             Group::Bench => bench::run(&mut machines, &mut report, cli.json, cli.segments),
             Group::Vmx => vmx::run(&machines, &mut report, cli.full),
         }

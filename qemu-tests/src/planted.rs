@@ -1,73 +1,259 @@
 //! Faults planted in the real code, one build each, and which tests must catch them: what shows that
-//! the specification, the models and the property tests can fail.
+//! the specification, the models, the property tests and the claims of booted systems can fail.
 //!
-//! A fault is `cfg(planted = "NAME")` at its place. The checks that `image_builder::controls` switches
-//! off are tried here as well, where the object code alone shows that they are missing.
+//! A fault is `cfg(planted = "NAME")` at its place, or a check of `image_builder::controls` that is
+//! switched off. Most are tried on the host, the object code alone built with the fault; those that
+//! only CPUs show are booted.
 
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use image_builder::controls::CONTROLS;
+use image_builder::controls::Control;
 use image_builder::progress::step;
 use image_builder::workspace::Workspace;
 
+use crate::hostile::{self, Verdict};
+use crate::machines::Machines;
 use crate::report::Report;
+use crate::selftest;
 
 /// Random stories told about a build with a fault.
 const STORIES: &str = "400";
 
-/// Controls of the object code that no state of it shows: they are in what the hardware is told or in
-/// who runs when. Group `hostile` catches them.
-const ELSEWHERE: &[&str] = &["preempt"];
+/// What is wrong in a build.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wrong {
+    /// `cfg(planted)` of this name.
+    Planted(&'static str),
+    /// The check of this name is off.
+    Control(&'static str),
+}
 
 /// Who catches a fault.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
     /// Refinement against the specification.
     Refinement,
-    /// Property tests of what may be in a vCPU, and the models of its TLB.
+    /// Tests of what may be in a vCPU, and the models of its TLB.
     VcpuState,
+    /// The test of this name of the core, which is built for the host.
+    Core(&'static str),
+    /// This claim of the component `selftest`, in QEMU.
+    Selftest(&'static str),
+    /// A bad component, in QEMU; the control names the claim.
+    Hostile,
 }
 
-use By::{Refinement, VcpuState};
+use By::{Core, Hostile, Refinement, Selftest, VcpuState};
+use Wrong::{Control as Off, Planted};
 
-/// Every planted fault: its name in the source, and who catches it.
-const FAULTS: &[(&str, By)] = &[
-    ("revoke-skips-a-child", Refinement),
-    ("table-mapped", Refinement),
-    ("table-not-cleared", Refinement),
-    ("device-retyped", Refinement),
-    ("retype-overlaps", Refinement),
-    ("sub-frame-escapes", Refinement),
-    ("unmap-without-flush", Refinement),
-    ("wake-up-lost", Refinement),
-    ("poke-lost", Refinement),
-    ("bit-overwritten", Refinement),
-    ("reply-usable-twice", Refinement),
-    ("reply-to-another", Refinement),
-    ("cancelled-call-answered", Refinement),
-    ("budget-refilled-twice", Refinement),
-    ("slot-overwritten", Refinement),
-    ("deadline-signed", Refinement),
-    ("asid-without-flush", VcpuState),
-    ("msr-bitmap-off-by-one", VcpuState),
-    ("port-bitmap-off-by-one", VcpuState),
-    ("cr4-reserved-bit", VcpuState),
+/// Every planted fault: what it is, its name in the source, and who catches it.
+const FAULTS: &[(&str, Wrong, By)] = &[
+    (
+        "revoke skips one child",
+        Planted("revoke-skips-a-child"),
+        Refinement,
+    ),
+    ("revoke forgets a mapping", Off("unmap"), Refinement),
+    ("mint may add a right", Off("amplify"), Refinement),
+    (
+        "a page-table frame can be mapped",
+        Planted("table-mapped"),
+        Refinement,
+    ),
+    (
+        "a device frame can be retyped",
+        Planted("device-retyped"),
+        Refinement,
+    ),
+    (
+        "retype overlaps its neighbour",
+        Planted("retype-overlaps"),
+        Refinement,
+    ),
+    (
+        "a sub-frame escapes its parent by one page",
+        Planted("sub-frame-escapes"),
+        Refinement,
+    ),
+    (
+        "unmap without any flush",
+        Planted("unmap-without-flush"),
+        Refinement,
+    ),
+    (
+        "unmap without local flush",
+        Off("local-flush"),
+        Selftest("a_page_unmapped_here_is_gone_at_once"),
+    ),
+    (
+        "unmap without remote flush",
+        Off("shootdown"),
+        Selftest("no_read_succeeds_after_a_revoke"),
+    ),
+    (
+        "a frame is reused before the IOMMU's answer",
+        Planted("reused-before-answer"),
+        Refinement,
+    ),
+    (
+        "an ASID is reused without flush",
+        Planted("asid-without-flush"),
+        VcpuState,
+    ),
+    (
+        "a thread becomes ready and its CPU is not told",
+        Planted("wake-up-lost"),
+        Refinement,
+    ),
+    (
+        "a wake-up is lost between check and sleep",
+        Off("sleep"),
+        Selftest("no_wake_up_is_lost_on_the_way_to_sleep"),
+    ),
+    (
+        "a poke is lost just before entry",
+        Planted("poke-lost"),
+        Refinement,
+    ),
+    (
+        "a notification bit is overwritten",
+        Planted("bit-overwritten"),
+        Refinement,
+    ),
+    (
+        "a reply is usable twice",
+        Planted("reply-usable-twice"),
+        Refinement,
+    ),
+    (
+        "a reply goes to the wrong caller",
+        Planted("reply-to-another"),
+        Refinement,
+    ),
+    (
+        "a cancelled call is answered",
+        Planted("cancelled-call-answered"),
+        Refinement,
+    ),
+    (
+        "a budget is refilled twice",
+        Planted("budget-refilled-twice"),
+        Refinement,
+    ),
+    (
+        "a stale generation is accepted",
+        Off("generation"),
+        Refinement,
+    ),
+    (
+        "a capability is received into an occupied slot",
+        Planted("slot-overwritten"),
+        Refinement,
+    ),
+    (
+        "the MSR bitmap is off by one",
+        Planted("msr-bitmap-off-by-one"),
+        VcpuState,
+    ),
+    (
+        "the port bitmap is off by one",
+        Planted("port-bitmap-off-by-one"),
+        VcpuState,
+    ),
+    (
+        "the state page is read twice",
+        Planted("state-page-read-twice"),
+        Core("state_page"),
+    ),
+    (
+        "a reserved bit of CR4 is passed through",
+        Planted("cr4-reserved-bit"),
+        VcpuState,
+    ),
+    (
+        "FPU state of another thread is left live",
+        Off("release"),
+        Hostile,
+    ),
+    (
+        "a deadline is compared signed",
+        Planted("deadline-signed"),
+        Refinement,
+    ),
+    (
+        "a walker sees a third mapping",
+        Planted("table-not-cleared"),
+        Refinement,
+    ),
+    (
+        "a call needs no right to what it names",
+        Off("rights"),
+        Refinement,
+    ),
+    ("a call takes any kind of object", Off("kind"), Refinement),
+    (
+        "retype goes on behind its memory",
+        Off("bounds"),
+        Refinement,
+    ),
+    ("a new frame has old content", Off("zero"), Refinement),
+    (
+        "a page is executable without being asked",
+        Off("no-execute"),
+        Refinement,
+    ),
+    ("cancelling ends no call", Off("cancel"), Refinement),
 ];
 
-/// Plants every fault.
-pub fn run(workspace: &Workspace, report: &mut Report) {
-    let controls = CONTROLS.iter().filter(|control| {
-        control.file.starts_with("microvisor/objects/") && !ELSEWHERE.contains(&control.name)
-    });
-    let off = controls.map(|control| ("control", control.name, Refinement));
-    let planted = FAULTS.iter().map(|&(name, by)| ("planted", name, by));
-    for (kind, name, by) in off.chain(planted) {
-        let claim = format!("{}_is_caught", name.replace('-', "_"));
-        report.claim(&claim, || {
-            caught(workspace, &format!("{kind}=\"{name}\""), by)
-        });
+/// Controls of the object code that no state of it shows: they are in who runs when. Group `hostile`
+/// catches them.
+#[cfg(test)]
+const ELSEWHERE: &[&str] = &["preempt"];
+
+impl Wrong {
+    fn name(self) -> &'static str {
+        match self {
+            Planted(name) | Off(name) => name,
+        }
+    }
+
+    /// What the compiler is told.
+    fn cfg(self) -> String {
+        match self {
+            Planted(name) => format!("planted=\"{name}\""),
+            Off(name) => format!("control=\"{name}\""),
+        }
+    }
+
+    fn control(self) -> Result<&'static Control> {
+        let control = match self {
+            Planted(_) => None,
+            Off(name) => Control::find(name),
+        };
+        control.context("only a control can be booted")
+    }
+}
+
+/// Plants every fault whose name the suite's `--only` allows.
+pub fn run(machines: &Machines, report: &mut Report) {
+    let mut caught_all = Vec::new();
+    let wanted = |wrong: &Wrong| machines.wants(&format!("planted-{}", wrong.name()));
+    for &(what, wrong, by) in FAULTS.iter().filter(|(_, wrong, _)| wanted(wrong)) {
+        let claim = format!("{}_is_caught", wrong.name().replace('-', "_"));
+        let started = Instant::now();
+        match caught(machines, wrong, by) {
+            Ok(who) => {
+                report.pass(&claim);
+                caught_all.push(format!("{what}: {who}, {:.0?}", started.elapsed()));
+            }
+            Err(error) => report.fail(&claim, format!("{what}: {error:#}")),
+        }
+    }
+    report.line(format_args!("     caught, by whom:"));
+    for line in caught_all {
+        report.line(format_args!("     {line}"));
     }
 }
 
@@ -79,43 +265,77 @@ const REFINEMENT: &[&str] = &[
     "small_worlds_hold_every_invariant_to_the_fixed_point",
 ];
 
-/// With this fault, the tests that should catch it fail.
-fn caught(workspace: &Workspace, fault: &str, by: By) -> Result<()> {
-    let started = Instant::now();
+/// With this fault, who should catch it fails: the names of the tests that did, or what was seen.
+fn caught(machines: &Machines, wrong: Wrong, by: By) -> Result<String> {
+    let workspace = &machines.workspace;
     let who = match by {
-        Refinement => by_refinement(workspace, fault)?,
-        VcpuState => by_vcpu_state(workspace, fault)?,
+        Refinement => one_that_fails(
+            workspace,
+            wrong,
+            &["microvisor-objects", "--lib"],
+            REFINEMENT,
+        )?,
+        Core(test) => one_that_fails(workspace, wrong, &["microvisor", "--test", test], &[""])?,
+        VcpuState => by_vcpu_state(workspace, wrong)?,
+        Selftest(claim) => {
+            let control = wrong.control()?;
+            let verdict = selftest::judged(&mut machines.control(control), control, claim)?;
+            seen(claim, verdict)
+        }
+        Hostile => {
+            let control = wrong.control()?;
+            let verdict = hostile::judged(&mut machines.control(control), control)?;
+            seen(control.claim, verdict)
+        }
     };
-    ensure!(!who.is_empty(), "nothing noticed {fault}");
-    eprintln!("     {fault}: {who}, {:.0?}", started.elapsed());
-    Ok(())
+    ensure!(!who.is_empty(), "nothing noticed it");
+    Ok(who)
 }
 
-/// Which of [`REFINEMENT`] fails first. Only the object code is built with the fault.
-fn by_refinement(workspace: &Workspace, fault: &str) -> Result<String> {
+/// The claim and what it saw, if it failed.
+fn seen(claim: &str, verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Holds => String::new(),
+        Verdict::Fails(why) => format!("{claim} ({why})"),
+    }
+}
+
+/// Which of `tests` fails first; they are in a target of a package, and only that target is built
+/// with the fault. The empty name stands for all tests there, of which those that failed are named.
+fn one_that_fails(
+    workspace: &Workspace,
+    wrong: Wrong,
+    target: &[&str],
+    tests: &[&str],
+) -> Result<String> {
     let mut build = Command::new("cargo");
     build
-        .args(["rustc", "--quiet", "-p", "microvisor-objects", "--lib"])
+        .args(["rustc", "--quiet", "-p"])
+        .args(target)
         .args(["--profile", "test", "--message-format=json", "--"])
-        .args(["--cfg", fault])
+        .args(["--cfg", &wrong.cfg()])
         .current_dir(&workspace.root)
         .env("CARGO_TARGET_DIR", workspace.target.join("planted"));
-    let out = step("Planting", fault, || build.output()).context("cannot start cargo")?;
+    let out = step("Planting", wrong.name(), || build.output()).context("cannot start cargo")?;
     let text = String::from_utf8_lossy(&out.stdout);
-    let program = text.lines().find_map(executable).with_context(|| {
+    let program = text.lines().filter_map(executable).last();
+    let program = program.with_context(|| {
         let errors = String::from_utf8_lossy(&out.stderr);
         format!("it did not build:\n{}", first_lines(&errors))
     })?;
-    for name in REFINEMENT {
+    for name in tests {
         let mut test = Command::new(&program);
         test.arg(name).env("PROPTEST_CASES", STORIES);
         let out = test
             .output()
             .with_context(|| format!("cannot start {program}"))?;
         let text = String::from_utf8_lossy(&out.stdout);
-        ensure!(text.contains("running 1 test"), "there is no test {name}");
+        ensure!(!text.contains("running 0 tests"), "there is no test {name}");
         if !out.status.success() {
-            return Ok((*name).into());
+            return match failed(&text)[..] {
+                [] => bail!("it ended without a verdict: {}", first_lines(&text)),
+                ref failed => Ok(failed.join(", ")),
+            };
         }
     }
     Ok(String::new())
@@ -128,7 +348,7 @@ fn executable(message: &str) -> Option<String> {
 }
 
 /// Which tests of `microvisor-vcpu-state` fail.
-fn by_vcpu_state(workspace: &Workspace, fault: &str) -> Result<String> {
+fn by_vcpu_state(workspace: &Workspace, wrong: Wrong) -> Result<String> {
     let mut command = Command::new("cargo");
     command
         .args(["test", "--quiet", "--no-fail-fast"])
@@ -140,9 +360,9 @@ fn by_vcpu_state(workspace: &Workspace, fault: &str) -> Result<String> {
             "CARGO_TARGET_DIR",
             workspace.target.join("planted-vcpu-state"),
         )
-        .env("RUSTFLAGS", format!("--cfg {fault}"))
+        .env("RUSTFLAGS", format!("--cfg {}", wrong.cfg()))
         .env("PROPTEST_CASES", STORIES);
-    let out = step("Planting", fault, || command.output()).context("cannot start cargo")?;
+    let out = step("Planting", wrong.name(), || command.output()).context("cannot start cargo")?;
     let text = String::from_utf8_lossy(&out.stdout);
     if !text.contains("\nrunning ") {
         bail!(
@@ -169,6 +389,7 @@ fn failed(text: &str) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use image_builder::controls::CONTROLS;
     use std::collections::BTreeSet;
     use std::path::Path;
 
@@ -193,8 +414,35 @@ mod tests {
                 }
             }
         }
-        let listed: BTreeSet<String> = FAULTS.iter().map(|(name, _)| (*name).into()).collect();
-        assert_eq!(named, listed);
+        let listed = FAULTS.iter().filter_map(|(_, wrong, _)| match wrong {
+            Planted(name) => Some((*name).to_owned()),
+            Off(_) => None,
+        });
+        assert_eq!(named, listed.collect::<BTreeSet<_>>());
+    }
+
+    #[test]
+    fn every_control_of_the_object_code_is_tried_here_or_elsewhere() {
+        let here = |name: &str| {
+            FAULTS
+                .iter()
+                .any(|(_, wrong, _)| *wrong == Off(named(name)))
+        };
+        for control in CONTROLS {
+            if control.file.starts_with("microvisor/objects/") {
+                let elsewhere = ELSEWHERE.contains(&control.name);
+                assert!(here(control.name) != elsewhere, "{}", control.name);
+            }
+        }
+        for (what, wrong, _) in FAULTS {
+            if let Off(name) = wrong {
+                assert!(Control::find(name).is_some(), "{what}");
+            }
+        }
+    }
+
+    fn named(name: &str) -> &'static str {
+        Control::find(name).map_or("", |control| control.name)
     }
 
     #[test]

@@ -2,8 +2,10 @@
 //! own; here is the list of what it must say, so that a claim that is left out is noticed.
 
 use anyhow::{Context, Result, bail};
+use image_builder::controls::Control;
 use image_builder::qemu::Machine;
 
+use crate::hostile::{Verdict, says_so};
 use crate::machines::Machines;
 use crate::report::Report;
 
@@ -19,8 +21,10 @@ const CLAIMS: &[&str] = &[
     "cancel_ends_each_blocking_call",
     "a_bound_notification_reaches_a_receiver",
     "a_spent_budget_leaves_the_cpu_to_others",
+    "no_wake_up_is_lost_on_the_way_to_sleep",
     "no_read_succeeds_after_a_revoke",
     "a_revoke_of_many_pages_reaches_every_one",
+    "a_page_unmapped_here_is_gone_at_once",
     "an_instruction_that_exits_is_reported",
     "a_poke_is_sticky_and_a_deadline_ends_a_run",
     "a_vcpu_runs_once_at_a_time",
@@ -75,6 +79,18 @@ fn transcript(machines: &mut Machines, title: &str) -> Result<String> {
     let all = session.saw("selftest: done", 300);
     all.context("its last line")?;
     Ok(session.text())
+}
+
+/// What the component finds of one claim with a check of the core off.
+pub fn judged(machines: &mut Machines, control: &Control, claim: &str) -> Result<Verdict> {
+    let image = machines.image("selftest")?;
+    let mut session = machines.boot("selftest", &image, &Machine::of(&image))?;
+    says_so(&mut session, control)?;
+    let [holds, fails] = ["ok", "FAILED: "].map(|word| format!("selftest: {claim} {word}"));
+    match session.saw_one_of(&[&holds, &fails], 300)? {
+        0 => Ok(Verdict::Holds),
+        _ => Ok(Verdict::Fails(session.saw_line(&fails, 30)?)),
+    }
 }
 
 /// The claim's line says that it holds.

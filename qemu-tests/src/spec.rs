@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use image_builder::progress::step;
 use image_builder::workspace::Workspace;
 
+use crate::machines::Machines;
 use crate::planted;
 use crate::report::Report;
 
@@ -21,7 +22,8 @@ const STORIES: [&str; 2] = ["150", "5000"];
 const PART: usize = 4;
 
 /// Runs the group.
-pub fn run(workspace: &Workspace, report: &mut Report, deep: bool, planted: bool) {
+pub fn run(machines: &Machines, report: &mut Report, deep: bool, planted: bool) {
+    let workspace = &machines.workspace;
     let stories = if deep { STORIES[1] } else { STORIES[0] };
     let tests: &[&[&str]] = &[
         &["-p", "microvisor-objects", "--lib", "--", "refinement"],
@@ -33,8 +35,8 @@ pub fn run(workspace: &Workspace, report: &mut Report, deep: bool, planted: bool
         }
     }
     report.claim("the_specification_is_short", || short(workspace));
-    if planted {
-        planted::run(workspace, report);
+    if planted || deep {
+        planted::run(machines, report);
     }
     if deep {
         miri(workspace, report);

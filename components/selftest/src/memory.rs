@@ -2,16 +2,17 @@
 
 use core::ptr::{read_volatile, write_volatile};
 
-use sdk::abi::FRAME;
 use sdk::abi::thread::State;
+use sdk::abi::{Call, FRAME};
 use sdk::memory::{self, READ, READ_WRITE};
 use sdk::prelude::*;
 
-use crate::lab::{Claim, Failure, Lab, ROUNDS, WRONG, same, until};
+use crate::lab::{Claim, Failure, Lab, ROUNDS, WRONG, call, same, until};
 
 pub const CLAIMS: &[Claim] = &[
     ("no_read_succeeds_after_a_revoke", revoke),
     ("a_revoke_of_many_pages_reaches_every_one", many),
+    ("a_page_unmapped_here_is_gone_at_once", here),
 ];
 
 /// What stands in a page while others may read it, and after they may not.
@@ -88,4 +89,36 @@ fn revoke(lab: &mut Lab) -> Result<(), Failure> {
 
 fn many(lab: &mut Lab) -> Result<(), Failure> {
     (0..5).try_for_each(|_| round(lab, 8))
+}
+
+/// A thread reads a page, unmaps it and reads it again, on one CPU: whoever takes a translation away
+/// forgets it too.
+fn here(lab: &mut Lab) -> Result<(), Failure> {
+    for _ in 0..20 {
+        let frame: Cap<cap::Frame> = memory::own().retype(memory::ORDER_4K)?;
+        let address = memory::map(frame, FRAME, READ_WRITE)?;
+        let slot = u64::from(frame.slot());
+        let worker = lab.worker(1, move |_| {
+            // SAFETY: mapped readable until the call below; the last read faults, as intended.
+            let read = || unsafe { read_volatile(address as *const u64) };
+            read();
+            ROUNDS.count();
+            let (status, _) = call(Call::Unmap, [slot, 0, 0, 0]);
+            if status == Status::Ok {
+                read();
+            }
+            WRONG.count();
+        })?;
+        let state = || worker.thread.inspect().map(|report| report.state);
+        until("it ends", || {
+            WRONG.get() != 0 || state() == Ok(State::Faulted as u64)
+        })?;
+        same("reads before", ROUNDS.get(), 1)?;
+        same("reads of what it unmapped, or refusals", WRONG.get(), 0)?;
+        let fault = worker.thread.inspect()?;
+        same("where it faults", fault.address, address)?;
+        worker.end()?;
+        frame.delete()?;
+    }
+    Ok(())
 }

@@ -21,6 +21,7 @@ pub const CLAIMS: &[Claim] = &[
     ("cancel_ends_each_blocking_call", cancel),
     ("a_bound_notification_reaches_a_receiver", bound),
     ("a_spent_budget_leaves_the_cpu_to_others", budget),
+    ("no_wake_up_is_lost_on_the_way_to_sleep", sleep),
 ];
 
 fn wander() {
@@ -239,4 +240,32 @@ fn budget(lab: &mut Lab) -> Result<(), Failure> {
     LIMITED.grows("it runs without a limit", 10)?;
     limited.end()?;
     worker.end()
+}
+
+/// Two threads, each alone on its CPU, wake each other and wait: often one is woken just as its CPU
+/// goes to sleep. Nothing else interrupts there, so a wake-up that is lost stays lost.
+fn sleep(lab: &mut Lab) -> Result<(), Failure> {
+    const TURNS: u64 = 20_000;
+    let (one, other): (Cap<cap::Notification>, Cap<cap::Notification>) = (lab.make()?, lab.make()?);
+    let turns = |mine: Cap<cap::Notification>, its: Cap<cap::Notification>| {
+        move |_| {
+            loop {
+                if mine.wait(FOREVER) != Ok(1) || its.signal(1) != Ok(()) {
+                    WRONG.count();
+                }
+                ROUNDS.count();
+            }
+        }
+    };
+    let first = lab.worker(1, turns(one, other))?;
+    let second = lab.another(2, PRIORITY, (1, 1), turns(other, one))?;
+    one.signal(1)?;
+    let mut before = 0;
+    while before < TURNS {
+        ROUNDS.grows("they take turns", 100)?;
+        before = ROUNDS.get();
+    }
+    same("calls that did something else", WRONG.get(), 0)?;
+    first.end()?;
+    second.end()
 }

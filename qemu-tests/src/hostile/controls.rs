@@ -53,22 +53,22 @@ pub fn run(machines: &mut Machines, report: &mut Report, all: bool) {
             continue;
         }
         let mut machines = machines.control(control);
-        let experiment = guests::EXPERIMENTS
-            .iter()
-            .find(|(claim, _)| *claim == control.claim);
-        report.claim(&name, || {
-            let verdict = match experiment {
-                Some((_, experiment)) => experiment(&mut machines),
-                None => component(&mut machines, control),
-            };
-            match verdict? {
-                Verdict::Fails(why) => {
-                    println!("     seen: {why}");
-                    Ok(())
-                }
-                Verdict::Holds => bail!("the claim holds although nobody checks"),
+        report.claim(&name, || match judged(&mut machines, control)? {
+            Verdict::Fails(why) => {
+                println!("     seen: {why}");
+                Ok(())
             }
+            Verdict::Holds => bail!("the claim holds although nobody checks"),
         });
+    }
+}
+
+/// Tries a control's claim, on machines that are built with it.
+pub fn judged(machines: &mut Machines, control: &Control) -> Result<Verdict> {
+    let mut experiments = guests::EXPERIMENTS.iter();
+    match experiments.find(|(claim, _)| *claim == control.claim) {
+        Some((_, experiment)) => experiment(machines),
+        None => component(machines, control),
     }
 }
 

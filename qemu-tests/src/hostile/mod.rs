@@ -12,6 +12,9 @@ mod controls;
 pub mod guests;
 
 use anyhow::{Result, bail};
+use image_builder::controls::Control;
+
+pub use controls::says_so;
 
 use crate::machines::Machines;
 use crate::report::Report;
@@ -33,6 +36,11 @@ impl Verdict {
             Verdict::Fails(why) => bail!("{why}"),
         }
     }
+}
+
+/// What is found out of a control's claim where that check is off, on machines that are built so.
+pub fn judged(machines: &mut Machines, control: &Control) -> Result<Verdict> {
+    controls::judged(machines, control)
 }
 
 /// Runs the group; with `controls` all tests that must fail instead of the quick ones; with `full`,

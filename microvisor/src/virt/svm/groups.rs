@@ -130,6 +130,8 @@ fn load_mode(page: Page, vmcb: &Vmcb, limits: &Limits) -> Checked<()> {
     vmcb.cr0.set(mode.cr0);
     vmcb.cr3.set(mode.cr3);
     vmcb.cr4.set(mode.cr4);
+    #[cfg(planted = "state-page-read-twice")]
+    vmcb.cr4.set(page.cr4());
     vmcb.efer.set(mode.efer | sanitise::EFER_SVME);
     vmcb.cs.set(mode.cs);
     vmcb.ss.set(mode.ss);
