@@ -31,10 +31,8 @@ pub struct Machine {
     pub medium: Medium,
     /// UEFI instead of BIOS; not for the direct way.
     pub uefi: bool,
-    /// Emulate all CPUs in one host thread. For images with guests: QEMU's XRSTOR, FXRSTOR and
-    /// FLDENV change a word of flags of the *first* CPU without a lock (`cpu_clear_ignne`), the
-    /// word that says whether nested paging is on. If another CPU loads x87 state while the first
-    /// one enters or leaves a guest, the guest runs without nested paging or the host with it.
+    /// Emulate all CPUs in one host thread: no race of QEMU's between CPUs can touch a guest, and
+    /// QEMU may deliver an interrupt twice that was injected (docs/debugging.md has both).
     pub one_thread: bool,
     /// Count instructions: one nanosecond each.
     pub icount: bool,
@@ -55,7 +53,7 @@ impl Machine {
             cpu: "max".into(),
             medium: Medium::Direct,
             uefi: false,
-            one_thread: !image.manifest.guests.is_empty(),
+            one_thread: false,
             icount: false,
             gdb: false,
             serial: "mon:stdio".into(),
