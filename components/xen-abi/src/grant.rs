@@ -450,10 +450,6 @@ impl Domain {
         } else {
             side.name
         };
-        if caller.env.is_ram(gfn) {
-            gfn.checked_mul(PAGE_SIZE).ok_or(status::BAD_PAGE)
-        } else {
-            Err(status::BAD_PAGE)
-        }
+        self.page_at(caller.env, gfn).ok_or(status::BAD_PAGE)
     }
 }

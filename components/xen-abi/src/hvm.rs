@@ -165,7 +165,7 @@ impl Domain {
                 let bytes: [u8; 16] = caller.fetch(argument)?;
                 self.require_self(bytes.u16_at(0))?;
                 let pfn = bytes.u64_at(8);
-                let mapped = caller.env.is_ram(pfn) || self.special_at(pfn).is_some();
+                let mapped = self.page_at(caller.env, pfn).is_some();
                 let kind: u16 = if mapped { 0 } else { 2 };
                 caller.write(argument.wrapping_add(2), &kind.to_le_bytes())?;
                 Ok(0)

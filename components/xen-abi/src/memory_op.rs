@@ -66,6 +66,13 @@ struct Reservation {
     domid: u16,
 }
 
+/// Whether a reservation's flags ask for one NUMA node and no other, of which there is only the
+/// first.
+fn names_bad_node(flags: u32) -> bool {
+    let node = flags >> 8 & 0xff;
+    flags & FLAG_VNODE == 0 && node != 0 && flags & FLAG_EXACT_NODE != 0
+}
+
 impl Domain {
     #[inline(never)]
     pub(crate) fn memory_op<M: GuestMemory, E: Env>(
@@ -226,13 +233,12 @@ impl Domain {
         let Ok(wanted) = Self::read_reservation(caller, arguments[1]) else {
             return nothing;
         };
-        let node = wanted.flags >> 8 & 0xff;
         let bits = wanted.flags & 0xff;
         let refused = wanted.extents > u64::from(u32::MAX >> EXTENT_SHIFT)
             || start >= wanted.extents
             || self.require_self(wanted.domid).is_err()
             || (1..=12).contains(&bits)
-            || (wanted.flags & FLAG_VNODE == 0 && node != 0 && wanted.flags & FLAG_EXACT_NODE != 0)
+            || names_bad_node(wanted.flags)
             || wanted.order > MAX_ORDER
             // Xen would give pages that are nowhere in the map; here a page has a place.
             || operation == op::INCREASE_RESERVATION
@@ -382,8 +388,15 @@ impl Domain {
         if done == given.extents {
             return Ok(0);
         }
+        if names_bad_node(wanted.flags) {
+            return Err(Errno::Inval);
+        }
         self.require_self(given.domid)?;
-        // Nothing to gain for a domain whose physical map is translated.
+        // A page of a domain whose physical map is translated is not taken out of it, but it is
+        // looked at: the first of those that make up one of the wanted.
+        let chunk = wanted.order.saturating_sub(given.order);
+        let first = caller.fetch_word(given.list, done >> chunk << chunk)?;
+        self.page_at(caller.env, first).ok_or(Errno::Inval)?;
         Err(Errno::OpNotSupp)
     }
 

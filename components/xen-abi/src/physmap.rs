@@ -3,6 +3,7 @@
 
 use core::cmp::Ordering;
 
+use crate::PAGE_SIZE;
 use crate::access::{Caller, Fields, Reply};
 use crate::domain::{DOMID_SELF, Domain};
 use crate::env::{Env, MapError};
@@ -35,6 +36,20 @@ impl Domain {
         Ok(())
     }
 
+    /// The address of the memory that a guest frame has now: RAM, a ring of the toolstack's, or a
+    /// special frame that is mapped there.
+    pub(crate) fn page_at<E: Env>(&self, env: &mut E, gfn: u64) -> Option<u64> {
+        if let Some(frame) = self.special_at(gfn) {
+            return Some(frame.address());
+        }
+        let ring = [self.config.store_gfn, self.config.console_gfn].contains(&gfn);
+        if (ring && gfn != 0) || env.is_ram(gfn) {
+            gfn.checked_mul(PAGE_SIZE)
+        } else {
+            None
+        }
+    }
+
     pub(crate) fn is_mappable(&self, gfn: u64) -> bool {
         gfn < 1 << (u32::from(self.config.physical_address_bits.clamp(13, 52)) - 12)
     }
@@ -59,8 +74,9 @@ impl Domain {
             // Moving RAM within the map (XENMAPSPACE_gmfn) is refused as for a gfn without RAM.
             _ => return Err(Errno::Inval),
         };
+        // Xen's error for what its tables have no place for.
         if !self.is_mappable(gfn) {
-            return Err(Errno::Inval);
+            return Err(Errno::NoEnt);
         }
         let replaced = self.special_at(gfn);
         if replaced == Some(frame) {
@@ -121,8 +137,10 @@ impl Domain {
         if gfn == u64::MAX {
             return Err(Errno::Inval);
         }
+        let wraps = |first: u64| first.checked_add(size.into()).is_none();
         match size.cmp(&start) {
             Ordering::Less if space == SPACE_GMFN_RANGE => Err(Errno::IlSeq),
+            _ if space == SPACE_GMFN_RANGE && (wraps(gfn) || wraps(index)) => Err(Errno::Overflow),
             Ordering::Equal if space == SPACE_GMFN_RANGE => Ok(0),
             _ => self.map_one(caller, space, index, gfn).map(|()| 0),
         }

@@ -212,6 +212,29 @@ fn copy_works_between_own_pages_and_own_grants() {
 }
 
 #[test]
+fn copies_reach_special_frames_that_are_mapped() {
+    let mut guest = Guest::new(1);
+    // XENMEM_add_to_physmap of grant frame 1 at 0x20.
+    guest.put_u32s(LIST, &[u32::from(SELF), 1]);
+    guest.put_u64s(LIST + 8, &[1, 0x20]);
+    assert_eq!(guest.call(12, &[7, LIST]), 0);
+    let frame = SpecialFrame::GrantTable(1).address();
+    guest.put(0x9000, &[5; 16]);
+    put_copy(&mut guest, (9, SELF, 0), (0x20, SELF, 8), 16, 0);
+    assert_eq!(grant_op(&mut guest, op::COPY, 1), 0);
+    assert_eq!(status_at(&guest, ARG + 36), status::OKAY);
+    assert_eq!(guest.bytes::<16>(frame + 8), [5; 16]);
+    put_copy(&mut guest, (0x20, SELF, 8), (10, SELF, 0), 16, 0);
+    assert_eq!(grant_op(&mut guest, op::COPY, 1), 0);
+    assert_eq!(guest.bytes::<16>(0xa000), [5; 16]);
+    // Not by the addresses that only the hypervisor has for them.
+    let hidden = SpecialFrame::GrantTable(0).address() / PAGE_SIZE;
+    put_copy(&mut guest, (hidden, SELF, 0), (10, SELF, 0), 16, 0);
+    assert_eq!(grant_op(&mut guest, op::COPY, 1), 0);
+    assert_eq!(status_at(&guest, ARG + 36), status::BAD_PAGE);
+}
+
+#[test]
 fn copies_that_name_what_is_not_there_get_xens_status() {
     let mut guest = Guest::new(1);
     for (source, target, length, flags, expected) in [

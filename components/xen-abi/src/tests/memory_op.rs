@@ -105,7 +105,7 @@ fn other_spaces_are_refused_as_for_a_domu() {
     );
     assert_eq!(add(&mut guest, STRANGER, 0, 0, 0x20), error(Errno::Srch));
     assert_eq!(add(&mut guest, SELF, 0, 0, u64::MAX), error(Errno::Inval));
-    assert_eq!(add(&mut guest, SELF, 0, 0, 1 << 50), error(Errno::Inval));
+    assert_eq!(add(&mut guest, SELF, 0, 0, 1 << 50), error(Errno::NoEnt));
 }
 
 #[test]
@@ -123,6 +123,21 @@ fn a_range_that_begins_behind_its_end_is_out_of_sequence() {
     assert_eq!(from(2, 2), 0);
     assert_eq!(from(0, 0), 0);
     assert_eq!(from(1, 2), error(Errno::Inval));
+}
+
+#[test]
+fn a_range_that_wraps_overflows() {
+    let mut guest = Guest::new(1);
+    for (index, gfn, size, errno) in [
+        (5, u64::MAX - 1, 2, Errno::Overflow),
+        (u64::MAX, 5, 1, Errno::Overflow),
+        (5, u64::MAX - 1, 1, Errno::Inval),
+    ] {
+        guest.put_u32s(ARG, &[u32::from(SELF) | size << 16, 3]);
+        guest.put_u64s(ARG + 8, &[index, gfn]);
+        let reply = guest.call(MEMORY_OP, &[op::ADD_TO_PHYSMAP, ARG]);
+        assert_eq!(reply, error(errno), "{index:#x} {gfn:#x}");
+    }
 }
 
 #[test]
@@ -391,10 +406,32 @@ fn exchange_is_refused_for_a_translated_domain() {
         guest.put_u64s(half, &[LIST, 1]);
         guest.put(half + 24, &SELF.to_le_bytes());
     }
+    // The first page is looked for, then refused.
+    for (page, errno) in [
+        (0x20, Errno::OpNotSupp),
+        (PAGES, Errno::Inval),
+        (u64::MAX, Errno::Inval),
+    ] {
+        guest.put_u64s(LIST, &[page]);
+        assert_eq!(
+            guest.call(MEMORY_OP, &[op::EXCHANGE, ARG]),
+            error(errno),
+            "{page:#x}"
+        );
+    }
+    guest.put_u64s(ARG, &[0xdead_0000]);
     assert_eq!(
         guest.call(MEMORY_OP, &[op::EXCHANGE, ARG]),
-        error(Errno::OpNotSupp)
+        error(Errno::Fault)
     );
+    // A node that is not there.
+    guest.put_u32s(ARG + 32 + 20, &[1 << 17 | 2 << 8]);
+    assert_eq!(
+        guest.call(MEMORY_OP, &[op::EXCHANGE, ARG]),
+        error(Errno::Inval)
+    );
+    guest.put_u64s(ARG, &[LIST]);
+    guest.put_u32s(ARG + 32 + 20, &[0]);
     // All done already, more than all.
     for (done, reply) in [(1, 0), (2, error(Errno::Inval))] {
         guest.put_u64s(ARG + 64, &[done]);
