@@ -139,30 +139,10 @@ pub extern "C" fn exception(regs: &Registers, vector: u64, error: u64) -> ! {
         out,
         "\ncore: exception {vector}, error {error:#x}, CR2 {address:#x}, on CPU {cpu}"
     );
-    let r = regs;
-    for (name, value) in [
-        ("rax", r.rax),
-        ("rbx", r.rbx),
-        ("rcx", r.rcx),
-        ("rdx", r.rdx),
-        ("rsi", r.rsi),
-        ("rdi", r.rdi),
-        ("rbp", r.rbp),
-        ("rsp", r.rsp),
-        ("r8", r.r8),
-        ("r9", r.r9),
-        ("r10", r.r10),
-        ("r11", r.r11),
-        ("r12", r.r12),
-        ("r13", r.r13),
-        ("r14", r.r14),
-        ("r15", r.r15),
-        ("rip", r.rip),
-        ("rflags", r.rflags),
-    ] {
+    for (name, value) in Registers::NAMES.iter().zip(regs.words()) {
         let _ = writeln!(out, "  {name:6} {value:016x}");
     }
-    backtrace(out, r.rip, r.rbp);
+    backtrace(out, regs.rip, regs.rbp);
     traces(out);
     let _ = writeln!(out, "core: stopped");
     out.drain();

@@ -1,9 +1,10 @@
 //! Kinds of capability, rights, and the small enumerations that calls take.
 
+numbered! {
 /// What a capability names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Hash)]
 #[repr(u8)]
-pub enum Kind {
+pub enum Kind from u8 {
     /// Empty slot.
     Null = 0,
     /// Untyped physical memory, RAM or device.
@@ -38,30 +39,6 @@ pub enum Kind {
     /// right to let them use memory and interrupt.
     Device = 15,
 }
-
-impl Kind {
-    /// The kind with this number.
-    pub const fn from_raw(raw: u8) -> Option<Kind> {
-        Some(match raw {
-            0 => Kind::Null,
-            1 => Kind::Memory,
-            2 => Kind::Frame,
-            3 => Kind::Tables,
-            4 => Kind::CapSpace,
-            5 => Kind::AddressSpace,
-            6 => Kind::Thread,
-            7 => Kind::SchedContext,
-            8 => Kind::Endpoint,
-            9 => Kind::Reply,
-            10 => Kind::Notification,
-            11 => Kind::Vcpu,
-            12 => Kind::Interrupt,
-            13 => Kind::IoPorts,
-            14 => Kind::Cpu,
-            15 => Kind::Device,
-            _ => return None,
-        })
-    }
 }
 
 /// What [`crate::Call::Inspect`] tells of a slot. It says what its holder may do, never where in
@@ -162,10 +139,11 @@ impl Rights {
     }
 }
 
+numbered! {
 /// What walks an address space's tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Hash)]
 #[repr(u8)]
-pub enum SpaceKind {
+pub enum SpaceKind from u64 {
     /// A component's own addresses.
     Host = 0,
     /// Guest-physical addresses (NPT, EPT).
@@ -173,17 +151,6 @@ pub enum SpaceKind {
     /// Addresses that devices use (IOMMU).
     Dma = 2,
 }
-
-impl SpaceKind {
-    /// The kind with this number.
-    pub const fn from_raw(raw: u64) -> Option<SpaceKind> {
-        match raw {
-            0 => Some(SpaceKind::Host),
-            1 => Some(SpaceKind::Guest),
-            2 => Some(SpaceKind::Dma),
-            _ => None,
-        }
-    }
 }
 
 /// Flags of [`crate::Call::Map`]. Device memory is always mapped uncached in host spaces.
@@ -198,10 +165,10 @@ impl Map {
     pub const EXECUTE: u64 = 4;
 }
 
+numbered! {
 /// The role of a binding made by [`crate::Call::Bind`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
-pub enum Role {
+pub enum Role from u64 {
     /// `SchedContext` to `Thread`: the thread runs on it.
     Time = 0,
     /// `Notification` to `Thread`: bits arrive where the thread receives.
@@ -225,41 +192,15 @@ pub enum Role {
     /// function. Only while the function is attached through that capability.
     Stops = 8,
 }
-
-impl Role {
-    /// The role with this number.
-    pub const fn from_raw(raw: u64) -> Option<Role> {
-        match raw {
-            0 => Some(Role::Time),
-            1 => Some(Role::Messages),
-            2 => Some(Role::Faults),
-            3 => Some(Role::Run),
-            4 => Some(Role::Line),
-            5 => Some(Role::Server),
-            6 => Some(Role::Dma),
-            7 => Some(Role::Source),
-            8 => Some(Role::Stops),
-            _ => None,
-        }
-    }
 }
 
+numbered! {
 /// Operations of [`crate::Call::InterruptControl`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
-pub enum InterruptOp {
+pub enum InterruptOp from u64 {
     /// Handled: lets the line interrupt again. A line is masked from delivery until this.
     Acknowledge = 0,
 }
-
-impl InterruptOp {
-    /// The operation with this number.
-    pub const fn from_raw(raw: u64) -> Option<InterruptOp> {
-        match raw {
-            0 => Some(InterruptOp::Acknowledge),
-            _ => None,
-        }
-    }
 }
 
 /// ISA lines are the interrupts below this number.

@@ -22,6 +22,25 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+/// An enumeration whose numbers travel between core and components, with the way back from the number
+/// as it arrives.
+macro_rules! numbered {
+    ($(#[$meta:meta])* pub enum $name:ident from $raw:ty {
+        $($(#[$doc:meta])* $variant:ident = $number:literal,)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$doc])* $variant = $number,)* }
+
+        impl $name {
+            /// What has this number.
+            pub const fn from_raw(raw: $raw) -> Option<$name> {
+                match raw { $($number => Some($name::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
 pub mod archive;
 pub mod boot;
 pub mod call;

@@ -1,9 +1,9 @@
 //! Operations on threads and what is reported of one that stopped.
 
+numbered! {
 /// Operations of [`crate::Call::ThreadControl`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
-pub enum Op {
+pub enum Op from u64 {
     /// Lets a configured or stopped thread run.
     Resume = 0,
     /// Stops it wherever it is; a blocking call is aborted.
@@ -13,61 +13,32 @@ pub enum Op {
     /// Writes a [`Report`] into the caller's message buffer.
     Inspect = 3,
 }
+}
 
-impl Op {
-    /// The operation with this number.
-    pub const fn from_raw(raw: u64) -> Option<Op> {
-        match raw {
-            0 => Some(Op::Resume),
-            1 => Some(Op::Suspend),
-            2 => Some(Op::Cancel),
-            3 => Some(Op::Inspect),
-            _ => None,
+macro_rules! registers {
+    ($($name:ident)*) => {
+        /// General registers of a thread, in the order that the core keeps them.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[repr(C)]
+        pub struct Registers { $(#[doc = concat!("`", stringify!($name), "`.")] pub $name: u64,)* }
+
+        impl Registers {
+            /// Their names, in order.
+            pub const NAMES: [&str; 18] = [$(stringify!($name)),*];
+
+            /// From words in order.
+            pub const fn from_words([$($name),*]: [u64; 18]) -> Registers {
+                Registers { $($name),* }
+            }
+
+            /// As words in order.
+            pub const fn words(&self) -> [u64; 18] {
+                [$(self.$name),*]
+            }
         }
-    }
+    };
 }
-
-/// General registers of a thread, in the order that the core keeps them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Registers {
-    /// `rax`.
-    pub rax: u64,
-    /// `rbx`.
-    pub rbx: u64,
-    /// `rcx`.
-    pub rcx: u64,
-    /// `rdx`.
-    pub rdx: u64,
-    /// `rsi`.
-    pub rsi: u64,
-    /// `rdi`.
-    pub rdi: u64,
-    /// `rbp`.
-    pub rbp: u64,
-    /// `r8`.
-    pub r8: u64,
-    /// `r9`.
-    pub r9: u64,
-    /// `r10`.
-    pub r10: u64,
-    /// `r11`.
-    pub r11: u64,
-    /// `r12`.
-    pub r12: u64,
-    /// `r13`.
-    pub r13: u64,
-    /// `r14`.
-    pub r14: u64,
-    /// `r15`.
-    pub r15: u64,
-    /// `rip`.
-    pub rip: u64,
-    /// `rsp`.
-    pub rsp: u64,
-    /// `rflags`.
-    pub rflags: u64,
-}
+registers!(rax rbx rcx rdx rsi rdi rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rsp rflags);
 
 /// Why a thread is not running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,86 +89,25 @@ impl Report {
             *word = u64::from_le_bytes(chunk.try_into().ok()?);
         }
         let [state, vector, error_code, address, rest @ ..] = words;
-        let [
-            rax,
-            rbx,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            rbp,
-            r8,
-            r9,
-            r10,
-            r11,
-            r12,
-            r13,
-            r14,
-            r15,
-            rip,
-            rsp,
-            rflags,
-            refused @ ..,
-        ] = rest;
-        let registers = Registers {
-            rax,
-            rbx,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            rbp,
-            r8,
-            r9,
-            r10,
-            r11,
-            r12,
-            r13,
-            r14,
-            r15,
-            rip,
-            rsp,
-            rflags,
-        };
+        let [registers @ .., a, b, c] = rest;
         Some(Report {
             state,
             vector,
             error_code,
             address,
-            registers,
-            refused,
+            registers: Registers::from_words(registers),
+            refused: [a, b, c],
         })
     }
 
     /// The report as the words that the core writes.
     pub fn words(&self) -> [u64; Self::WORDS] {
-        let r = &self.registers;
-        [
-            self.state,
-            self.vector,
-            self.error_code,
-            self.address,
-            r.rax,
-            r.rbx,
-            r.rcx,
-            r.rdx,
-            r.rsi,
-            r.rdi,
-            r.rbp,
-            r.r8,
-            r.r9,
-            r.r10,
-            r.r11,
-            r.r12,
-            r.r13,
-            r.r14,
-            r.r15,
-            r.rip,
-            r.rsp,
-            r.rflags,
-            self.refused[0],
-            self.refused[1],
-            self.refused[2],
-        ]
+        let mut words = [0; Self::WORDS];
+        let fault = [self.state, self.vector, self.error_code, self.address];
+        let parts = [&fault[..], &self.registers.words(), &self.refused];
+        for (word, value) in words.iter_mut().zip(parts.into_iter().flatten()) {
+            *word = *value;
+        }
+        words
     }
 }

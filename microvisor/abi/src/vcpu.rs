@@ -6,10 +6,10 @@
 
 use crate::thread::Registers;
 
+numbered! {
 /// Operations of [`crate::Call::VcpuControl`]; `a`, `b`, `c` are its further arguments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
-pub enum Op {
+pub enum Op from u64 {
     /// `a`: guest `AddressSpace` that this vCPU runs in. Once, before the first run.
     Configure = 0,
     /// Makes the current or the next run return with [`Exit::Interrupted`]. Sticky.
@@ -23,19 +23,6 @@ pub enum Op {
     /// and MXCSR are sanitised. Answers the image's whole size.
     SetExtended = 4,
 }
-
-impl Op {
-    /// The operation with this number.
-    pub const fn from_raw(raw: u64) -> Option<Op> {
-        match raw {
-            0 => Some(Op::Configure),
-            1 => Some(Op::Poke),
-            2 => Some(Op::Fetch),
-            3 => Some(Op::GetExtended),
-            4 => Some(Op::SetExtended),
-            _ => None,
-        }
-    }
 }
 
 /// Groups of state in the page. `State::valid` says which ones an exit brought up to date;
@@ -61,10 +48,10 @@ pub mod group {
     pub const ALL: u64 = 0x7f;
 }
 
+numbered! {
 /// Why a run returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
-pub enum Exit {
+pub enum Exit from u64 {
     /// Poked, cancelled, or a bound notification has bits; `info[0]`: 1 if it never entered.
     Interrupted = 1,
     /// `State::deadline` passed.
@@ -112,42 +99,6 @@ pub enum Exit {
     /// INIT signal.
     Init = 23,
 }
-
-impl Exit {
-    /// The exit with this number.
-    pub const fn from_raw(raw: u64) -> Option<Exit> {
-        use Exit::*;
-        const ALL: [Exit; 23] = [
-            Interrupted,
-            Deadline,
-            Cpuid,
-            Hypercall,
-            Io,
-            MsrRead,
-            MsrWrite,
-            NestedFault,
-            Hlt,
-            InterruptWindow,
-            Shutdown,
-            ControlRegister,
-            Exception,
-            Xsetbv,
-            Invalid,
-            Mwait,
-            Rdpmc,
-            CacheFlush,
-            Pause,
-            NmiWindow,
-            TaskSwitch,
-            Undefined,
-            Init,
-        ];
-        if raw >= 1 && raw <= ALL.len() as u64 {
-            Some(ALL[raw as usize - 1])
-        } else {
-            None
-        }
-    }
 }
 
 /// Flags in `info[0]` of [`Exit::Io`].

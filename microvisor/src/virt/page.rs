@@ -61,54 +61,27 @@ macro_rules! segments {
 #[allow(missing_docs)] // named after the fields of `State`
 impl Page {
     words! {
-        rax / set_rax: [regs.rax];
-        rip / set_rip: [regs.rip];
-        rsp / set_rsp: [regs.rsp];
-        rflags / set_rflags: [regs.rflags];
-        / set_exit_number: [exit];
+        rax / set_rax: [regs.rax]; rip / set_rip: [regs.rip]; rsp / set_rsp: [regs.rsp];
+        rflags / set_rflags: [regs.rflags]; / set_exit_number: [exit];
         / set_instruction_length: [instruction_length];
-        / set_instruction_count: [instruction_count];
-        valid / set_valid: [valid];
-        modified / set_modified: [modified];
-        deadline / : [deadline];
-        wanted / : [wanted];
-        inject / set_inject: [inject];
-        / set_delivering: [delivering];
+        / set_instruction_count: [instruction_count]; valid / set_valid: [valid];
+        modified / set_modified: [modified]; deadline / : [deadline]; wanted / : [wanted];
+        inject / set_inject: [inject]; / set_delivering: [delivering];
         window / set_window: [window];
-        interruptibility / set_interruptibility: [interruptibility];
-        cr0 / set_cr0: [cr0];
-        cr3 / set_cr3: [cr3];
-        cr4 / set_cr4: [cr4];
-        efer / set_efer: [efer];
-        star / set_star: [star];
-        lstar / set_lstar: [lstar];
-        cstar / set_cstar: [cstar];
-        sfmask / set_sfmask: [sfmask];
-        kernel_gs_base / set_kernel_gs_base: [kernel_gs_base];
+        interruptibility / set_interruptibility: [interruptibility]; cr0 / set_cr0: [cr0];
+        cr3 / set_cr3: [cr3]; cr4 / set_cr4: [cr4]; efer / set_efer: [efer];
+        star / set_star: [star]; lstar / set_lstar: [lstar]; cstar / set_cstar: [cstar];
+        sfmask / set_sfmask: [sfmask]; kernel_gs_base / set_kernel_gs_base: [kernel_gs_base];
         sysenter_cs / set_sysenter_cs: [sysenter_cs];
         sysenter_esp / set_sysenter_esp: [sysenter_esp];
-        sysenter_eip / set_sysenter_eip: [sysenter_eip];
-        dr6 / set_dr6: [dr6];
-        dr7 / set_dr7: [dr7];
-        cr2 / set_cr2: [cr2];
-        cr8 / set_cr8: [cr8];
-        pat / set_pat: [pat];
-        xcr0 / set_xcr0: [xcr0];
-        xss / set_xss: [xss];
-        tsc_offset / set_tsc_offset: [tsc_offset];
-        tsc_aux / set_tsc_aux: [tsc_aux];
+        sysenter_eip / set_sysenter_eip: [sysenter_eip]; dr6 / set_dr6: [dr6];
+        dr7 / set_dr7: [dr7]; cr2 / set_cr2: [cr2]; cr8 / set_cr8: [cr8]; pat / set_pat: [pat];
+        xcr0 / set_xcr0: [xcr0]; xss / set_xss: [xss];
+        tsc_offset / set_tsc_offset: [tsc_offset]; tsc_aux / set_tsc_aux: [tsc_aux];
     }
     segments! {
-        cs set_cs cs;
-        ss set_ss ss;
-        ds set_ds ds;
-        es set_es es;
-        fs set_fs fs;
-        gs set_gs gs;
-        ldtr set_ldtr ldtr;
-        tr set_tr tr;
-        gdtr set_gdtr gdtr;
-        idtr set_idtr idtr;
+        cs set_cs cs; ss set_ss ss; ds set_ds ds; es set_es es; fs set_fs fs; gs set_gs gs;
+        ldtr set_ldtr ldtr; tr set_tr tr; gdtr set_gdtr gdtr; idtr set_idtr idtr;
     }
 
     /// The state page in this frame, which must be a vCPU's.

@@ -49,35 +49,11 @@ mod feature {
 
 /// Intercepts, word at offset 0xc.
 mod intercept3 {
-    pub const INTR: u32 = 1;
-    pub const NMI: u32 = 1 << 1;
-    pub const INIT: u32 = 1 << 3;
     pub const VINTR: u32 = 1 << 4;
-    pub const RDPMC: u32 = 1 << 15;
-    pub const CPUID: u32 = 1 << 18;
     pub const IRET: u32 = 1 << 20;
-    pub const INVD: u32 = 1 << 22;
-    pub const HLT: u32 = 1 << 24;
-    pub const INVLPGA: u32 = 1 << 26;
-    pub const IOIO: u32 = 1 << 27;
-    pub const MSR: u32 = 1 << 28;
-    pub const TASK_SWITCH: u32 = 1 << 29;
-    pub const FERR_FREEZE: u32 = 1 << 30;
-    pub const SHUTDOWN: u32 = 1 << 31;
-    /// What always exits.
-    pub const ALWAYS: u32 = INTR
-        | NMI
-        | INIT
-        | RDPMC
-        | CPUID
-        | INVD
-        | HLT
-        | INVLPGA
-        | IOIO
-        | MSR
-        | TASK_SWITCH
-        | FERR_FREEZE
-        | SHUTDOWN;
+    /// What always exits: INTR, NMI (0, 1), INIT (3), RDPMC (15), CPUID (18), INVD (22), HLT (24),
+    /// INVLPGA, IOIO, MSR, task switches, FERR_FREEZE, SHUTDOWN (26-31).
+    pub const ALWAYS: u32 = 0xfd44_800b;
 }
 
 /// Intercepts, word at offset 0x10: VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT (0-6),

@@ -121,27 +121,17 @@ pub struct Vmcb {
     pub pat: Field<u64>,
 }
 
-const _: () = {
-    use core::mem::offset_of;
-    assert!(offset_of!(Vmcb, iopm_base) == 0x40);
-    assert!(offset_of!(Vmcb, asid) == 0x58);
-    assert!(offset_of!(Vmcb, exit_code) == 0x70);
-    assert!(offset_of!(Vmcb, nested_enable) == 0x90);
-    assert!(offset_of!(Vmcb, event_inj) == 0xa8);
-    assert!(offset_of!(Vmcb, nested_root) == 0xb0);
-    assert!(offset_of!(Vmcb, clean) == 0xc0);
-    assert!(offset_of!(Vmcb, fetched) == 0xd0);
-    assert!(offset_of!(Vmcb, es) == 0x400);
-    assert!(offset_of!(Vmcb, tr) == 0x490);
-    assert!(offset_of!(Vmcb, cpl) == 0x4cb);
-    assert!(offset_of!(Vmcb, efer) == 0x4d0);
-    assert!(offset_of!(Vmcb, cr4) == 0x548);
-    assert!(offset_of!(Vmcb, rip) == 0x578);
-    assert!(offset_of!(Vmcb, rsp) == 0x5d8);
-    assert!(offset_of!(Vmcb, rax) == 0x5f8);
-    assert!(offset_of!(Vmcb, cr2) == 0x640);
-    assert!(offset_of!(Vmcb, pat) == 0x668);
-};
+/// The offsets of appendix B.
+macro_rules! at {
+    ($($field:ident $offset:literal),*) => {
+        const _: () = { $(assert!(core::mem::offset_of!(Vmcb, $field) == $offset);)* };
+    };
+}
+at!(
+    iopm_base 0x40, asid 0x58, exit_code 0x70, nested_enable 0x90, event_inj 0xa8, nested_root
+    0xb0, clean 0xc0, fetched 0xd0, es 0x400, tr 0x490, cpl 0x4cb, efer 0x4d0, cr4 0x548, rip
+    0x578, rsp 0x5d8, rax 0x5f8, cr2 0x640, pat 0x668
+);
 
 impl Vmcb {
     /// The VMCB of a vCPU.
