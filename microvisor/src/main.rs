@@ -49,6 +49,8 @@ mod serial;
 #[cfg(target_os = "none")]
 mod smp;
 #[cfg(target_os = "none")]
+mod speculation;
+#[cfg(target_os = "none")]
 mod start;
 #[cfg(target_os = "none")]
 mod time;

@@ -3,6 +3,7 @@
 //! its 256 entries.
 
 use crate::boot::map::{PAGE, Ranges};
+use crate::speculation::site;
 
 /// Where physical memory appears, never executable, supervisor only.
 pub const DIRECT_MAP: u64 = microvisor_objects::arena::DIRECT_MAP;
@@ -177,5 +178,8 @@ pub fn image_physical() -> (u64, u64) {
 #[inline(always)]
 pub unsafe fn load(root: u64) {
     // SAFETY: see above; the address is a page-aligned physical address, and no CR3 flag is wanted.
-    unsafe { core::arch::asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) }
+    unsafe {
+        core::arch::asm!(site!(".byte 0x3e, 0x3e; mov cr3, rdi", switch_space), in("rdi") root,
+            switch_space = sym crate::speculation::switch_space, options(preserves_flags));
+    }
 }

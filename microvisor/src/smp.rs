@@ -3,7 +3,7 @@
 
 use crate::cpu::{self, Cpu};
 use crate::paging::{self, DIRECT_MAP, IMAGE};
-use crate::{apic, feature, time, trap, virt};
+use crate::{apic, feature, speculation, time, trap, virt};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -169,6 +169,7 @@ extern "C" fn arrive(area: *mut Cpu) -> ! {
     }
     trap::activate();
     apic::activate();
+    speculation::activate();
     virt::enable();
     log::info!("CPU {} is up, APIC {}", cpu::index(), apic::id());
     ARRIVED.store(cpu::index(), Ordering::Release);

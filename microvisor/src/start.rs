@@ -5,7 +5,7 @@ use crate::boot::map::{PAGE, Ranges, page_up};
 use crate::boot::{self, acpi};
 use crate::cpu::{self, CPUS_MAX, Cpu};
 use crate::paging::{self, DEVICES, DIRECT_MAP, Protection, Tables, take};
-use crate::{apic, feature, glue, ioapic, iommu, panic, ring, smp, time, trap, virt};
+use crate::{apic, feature, glue, ioapic, iommu, panic, ring, smp, speculation, time, trap, virt};
 use heapless::Vec;
 use microvisor_abi::archive::Archive;
 
@@ -125,6 +125,7 @@ pub fn start(magic: u32, info: u32, boot_tsc: u64) -> ! {
     ioapic::init(&platform, apic::id());
     time::calibrate();
     iommu::setup(&mut |bytes| take(&mut free, bytes, PAGE), &remapping);
+    speculation::setup();
     virt::setup(&mut |bytes| take(&mut free, bytes, PAGE));
     virt::enable();
     smp::start();

@@ -8,6 +8,7 @@
 use crate::cpu::Cpu;
 use crate::descriptor::{KERNEL_CODE, USER_CODE, USER_DATA};
 use crate::registers::{clear, each, load, registers_asm, store};
+use crate::speculation::site;
 use core::arch::{asm, global_asm, naked_asm};
 use core::mem::offset_of;
 use microvisor_abi::Call;
@@ -42,7 +43,7 @@ unsafe extern "C" fn syscall_entry() {
         "mov rdi, gs:[{scratch}]",
         "mov [rsp + {rsp}], rdi",
         "mov rsp, gs:[{stack}]",
-        "xor ebp, ebp",
+        site!(".byte 0x3e, 0x3e, 0x3e; xor ebp, ebp", enter_from_user),
         "cmp rax, {vcpu_run_call}",
         "je 5f",
         "cmp rax, {call}",
@@ -75,6 +76,7 @@ unsafe extern "C" fn syscall_entry() {
         stack = const offset_of!(Cpu, stack_top),
         handler = sym crate::glue::system_call,
         exit = sym exit_to_user,
+        enter_from_user = sym crate::speculation::enter_from_user,
     )
 }
 
@@ -105,7 +107,9 @@ pub unsafe extern "C" fn exit_to_user() -> ! {
         "push r11",
         "push {cs}",
         "push rcx",
-        load!(rdi: rax rbx rcx rdx rsi rbp r8 r9 r10 r11 r12 r13 r14 r15 rdi),
+        load!(rdi: rbx rsi rbp r8 r9 r10 r11 r12 r13 r14),
+        site!(".byte 0x3e; mov r15, [rdi + {r15}]", leave_to_user),
+        load!(rdi: rax rcx rdx rdi),
         "swapgs",
         "iretq",
         "3:",
@@ -121,6 +125,7 @@ pub unsafe extern "C" fn exit_to_user() -> ! {
         trap = sym crate::glue::trap,
         exit = sym exit_to_user,
         sysret = sym sysret,
+        leave_to_user = sym crate::speculation::leave_to_user,
     )
 }
 
@@ -132,11 +137,14 @@ pub unsafe extern "C" fn exit_to_user() -> ! {
 #[unsafe(naked)]
 pub unsafe extern "C" fn sysret(registers: *mut Registers) -> ! {
     registers_asm!(
-        "mov rcx, [rdi + {rip}]",
         "mov r11, [rdi + {rflags}]",
-        load!(rdi: rax rbx rdx rsi rbp r8 r9 r10 r12 r13 r14 r15 rsp rdi),
+        load!(rdi: rbx rsi rbp r8 r9 r10 r12 r13 r14),
+        site!(".byte 0x3e; mov r15, [rdi + {r15}]", leave_to_user),
+        "mov rcx, [rdi + {rip}]",
+        load!(rdi: rax rdx rsp rdi),
         "swapgs",
         "sysretq",
+        leave_to_user = sym crate::speculation::leave_to_user,
     )
 }
 
@@ -192,7 +200,7 @@ unsafe extern "C" fn common() {
         "mov rbx, [rsp + 40]",
         "mov [rax + {rsp}], rbx",
         "mov rsp, gs:[{stack}]",
-        "xor ebp, ebp",
+        site!(".byte 0x3e, 0x3e, 0x3e; xor ebp, ebp", enter_from_user),
         "call {trap}",
         "jmp {exit}",
         // From kernel mode: an interrupt that was asked for, or the end.
@@ -218,6 +226,7 @@ unsafe extern "C" fn common() {
         trap = sym crate::glue::trap,
         exit = sym exit_to_user,
         fatal = sym fatal,
+        enter_from_user = sym crate::speculation::enter_from_user,
     )
 }
 

@@ -51,6 +51,7 @@ pub fn make_resident(cpu: &PerCpu, area: Area) -> Result<(), usize> {
         return Err(other);
     }
     release(cpu);
+    crate::speculation::switch_vcpu();
     header.set_live_on(Some(cpu.index));
     cpu.resident
         .store(area.physical() | cpu.mark, Ordering::Relaxed);

@@ -13,6 +13,7 @@ pub mod exit;
 pub mod limits;
 pub mod reset;
 pub mod sanitise;
+pub mod speculation;
 pub mod svm_bitmaps;
 pub mod svm_exit;
 pub mod vmx_bitmap;

@@ -90,7 +90,7 @@ fn enter(cpu: &PerCpu, area: Area, vmcb: &Vmcb, epoch: u64) {
     let [_, host] = cpu.frames;
     // SAFETY: the vCPU exists, so SVM is enabled on every CPU; the VMCB was filled by `init` and
     // by sanitised loads only, and runs under an ASID valid here; interrupts are off in the core.
-    unsafe { switch::enter(area.vendor(), area.page().registers(), host) };
+    unsafe { switch::enter(area.page().registers(), area.vendor(), host) };
     vmcb.clean.set(clean::ALL);
     if flush {
         vmcb.asid.set(vmcb.asid.get() & !FLUSH_ALL);

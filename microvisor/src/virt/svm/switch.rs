@@ -1,6 +1,7 @@
 //! The world switch.
 
 use crate::registers::{clear, each, load, registers_asm, store};
+use crate::speculation::site;
 use microvisor_abi::thread::Registers;
 
 /// Enters the guest of the VMCB at physical address `vmcb` and returns after its exit. General
@@ -19,24 +20,29 @@ use microvisor_abi::thread::Registers;
 /// SVM is enabled; the VMCB is sanitised, its bitmaps, nested root and ASID are in place;
 /// `registers` can be written; interrupts are off and GS is the host's.
 #[unsafe(naked)]
-pub unsafe extern "sysv64" fn enter(vmcb: u64, registers: *mut Registers, host: u64) {
+pub unsafe extern "sysv64" fn enter(registers: *mut Registers, vmcb: u64, host: u64) {
     registers_asm!(
-        each!(push rbx rbp r12 r13 r14 r15 rdx rsi),
-        "mov rax, rdi",
+        each!(push rbx rbp r12 r13 r14 r15 rdx rdi),
+        load!(rdi: rbx rbp r8 r9 r10 r11 r12 r13 r14),
+        site!(".byte 0x3e; mov r15, [rdi + {r15}]", leave_to_guest),
+        "mov rax, rsi",
         "clgi",
         "sti",
         "vmload rax",
-        load!(rsi: rbx rcx rdx rdi rbp r8 r9 r10 r11 r12 r13 r14 r15 rsi),
+        load!(rdi: rcx rdx rsi rdi),
         "vmrun rax",
         "vmsave rax",
         "pop rax",
         store!(rax: rbx rcx rdx rsi rdi rbp r8 r9 r10 r11 r12 r13 r14 r15),
         "pop rax",
         "vmload rax",
-        clear!(ecx edx esi edi r8d r9d r10d r11d),
+        site!(".byte 0x3e, 0x3e, 0x3e; xor ecx, ecx", enter_from_guest),
+        clear!(edx esi edi r8d r9d r10d r11d),
         each!(pop r15 r14 r13 r12 rbp rbx),
         "cli",
         "stgi",
         "ret",
+        leave_to_guest = sym crate::speculation::leave_to_guest,
+        enter_from_guest = sym crate::speculation::enter_from_guest,
     )
 }

@@ -2,6 +2,7 @@
 
 use super::vmcs::field;
 use crate::registers::{clear, each, load, registers_asm, store};
+use crate::speculation::site;
 use microvisor_abi::thread::Registers;
 
 /// Enters the guest of the current VMCS and returns after its exit, 0; or 1 if the CPU refused the
@@ -35,8 +36,10 @@ pub unsafe extern "sysv64" fn enter(
         "mov eax, {host_rip}",
         "vmwrite rax, rcx",
         "2:",
+        load!(rdi: rbx rbp r8 r9 r10 r11 r12 r13 r14),
+        site!(".byte 0x3e; mov r15, [rdi + {r15}]", leave_to_guest),
         "test rsi, rsi",
-        load!(rdi: rax rbx rcx rdx rsi rbp r8 r9 r10 r11 r12 r13 r14 r15 rdi),
+        load!(rdi: rax rcx rdx rsi rdi),
         "jz 3f",
         "vmresume",
         "jmp 4f",
@@ -56,9 +59,12 @@ pub unsafe extern "sysv64" fn enter(
         "add rsp, 8",
         "xor eax, eax",
         "6:",
-        clear!(ecx edx esi edi r8d r9d r10d r11d),
+        site!(".byte 0x3e, 0x3e, 0x3e; xor ecx, ecx", enter_from_guest),
+        clear!(edx esi edi r8d r9d r10d r11d),
         each!(pop r15 r14 r13 r12 rbp rbx),
         "ret",
+        leave_to_guest = sym crate::speculation::leave_to_guest,
+        enter_from_guest = sym crate::speculation::enter_from_guest,
         host_rsp = const field::HOST_RSP,
         host_rip = const field::HOST_RIP,
     )
