@@ -71,7 +71,7 @@ const HOSTILE_GUESTS: &[Claim<Session>] = &[
         session.saw("guest: hostile: registers done", ROLE)
     }),
     ("a_triple_fault_ends_its_guest_alone", |session| {
-        session.saw("[root] guest triple: crash", ROLE)
+        session.saw("[root] guest triple: vCPU 0 at", ROLE)
     }),
     ("a_guest_that_makes_every_call_is_contained", |session| {
         session.saw("guest: hostile: calls done", ROLE)
