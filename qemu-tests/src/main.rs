@@ -3,7 +3,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`host`], [`boot`], [`guests`], [`hostile`], [`devices`], [`mod@iommu`], [`selftest`], [`restart`], [`size`], [`mod@bench`], [`vmx`] | the groups |
+//! | [`host`], [`boot`], [`guests`], [`hostile`], [`devices`], [`mod@iommu`], [`selftest`], [`restart`], [`size`], [`mod@bench`], [`against`], [`vmx`] | the groups |
 //! | [`session`] | a machine under test: type, wait, transcript |
 //! | [`machines`], [`bochs`] | images, each built once; where they boot |
 //! | [`report`] | claims, summary, skips |
@@ -12,6 +12,7 @@
 //! packages, and those only when run as root.
 #![forbid(unsafe_code)]
 
+mod against;
 mod bench;
 mod bochs;
 mod boot;
@@ -57,6 +58,12 @@ struct Cli {
     /// With `bench`: also the functions in which each row spends its instructions.
     #[arg(long)]
     segments: bool,
+    /// With `bench`: what is counted becomes the baseline that later runs are held to.
+    #[arg(long)]
+    record: bool,
+    /// With `bench`, instead of its own rows: the same guest here and there, side by side.
+    #[arg(long, value_name = "SYSTEM")]
+    against: Option<Against>,
     /// With `hostile`: also its tests in builds where the check that a test depends on is off, and
     /// where it must fail.
     #[arg(long)]
@@ -81,6 +88,13 @@ struct Cli {
     /// Fail if a claim is skipped that this file does not list.
     #[arg(long, value_name = "FILE")]
     allowed_skips: Option<PathBuf>,
+}
+
+/// What the same guest is measured on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Against {
+    /// Debian's Xen with a dom0.
+    Xen,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -201,7 +215,17 @@ fn run(cli: &Cli) -> Result<bool> {
             }
             Group::Size => size::run(&machines.workspace, &mut report),
             Group::Spec => spec::run(&machines, &mut report, cli.deep, cli.planted),
-            Group::Bench => bench::run(&mut machines, &mut report, cli.json, cli.segments),
+            Group::Bench => match cli.against {
+                Some(Against::Xen) => against::run(&mut machines, &mut report),
+                None => {
+                    let options = bench::Options {
+                        json: cli.json,
+                        segments: cli.segments,
+                        record: cli.record,
+                    };
+                    bench::run(&mut machines, &mut report, options);
+                }
+            },
             Group::Vmx => vmx::run(&machines, &mut report, cli.full),
         }
     }

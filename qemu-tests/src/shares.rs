@@ -110,7 +110,7 @@ fn focus(session: &mut Session, guest: &str) -> Result<()> {
 }
 
 /// KiB in all, guests', components' and free, and root's empty slots.
-fn info(session: &mut Session) -> Result<[u64; 5]> {
+pub fn info(session: &mut Session) -> Result<[u64; 5]> {
     let text = ask(session, "info")?;
     let numbers = |after: &str| -> Vec<u64> {
         let rest = text.split(after).nth(1).unwrap_or_default();

@@ -120,15 +120,18 @@ pub struct Code {
     /// Of all components at once: they share their addresses. Where any of them has a dear
     /// instruction, it counts whoever runs.
     components: HashMap<u64, Option<Dear>>,
+    /// Indices of the names of the VMM's functions, by the addresses of their instructions.
+    vmm: HashMap<u64, usize>,
 }
 
 impl Code {
-    /// Of the ELF files with symbols of the core and of every component.
-    pub fn of(core: &[u8], components: &[Vec<u8>]) -> Result<Code> {
+    /// Of the ELF files with symbols of the core, of every component, and again of the VMM.
+    pub fn of(core: &[u8], components: &[Vec<u8>], vmm: &[u8]) -> Result<Code> {
         let mut code = Code {
             core: HashMap::new(),
             functions: Vec::new(),
             components: HashMap::new(),
+            vmm: HashMap::new(),
         };
         code.functions = each_instruction(core, |instruction, function| {
             let dear = Dear::of(instruction);
@@ -140,6 +143,12 @@ impl Code {
                 *here = here.or(Dear::of(instruction));
             })?;
         }
+        let before = code.functions.len();
+        let names = each_instruction(vmm, |instruction, function| {
+            code.vmm.insert(instruction.ip(), before + function);
+        })?;
+        let names = names.into_iter().map(|name| format!("vmm: {name}"));
+        code.functions.extend(names);
         Ok(code)
     }
 
@@ -163,19 +172,22 @@ impl Code {
         Ok(counts)
     }
 
-    /// Instructions by where they are, the most first: the core's functions, all components, the
-    /// guest.
-    pub fn segments(&self, steps: &[Step]) -> Vec<(&str, u64)> {
+    /// Instructions by where they are, the most first: the core's functions, the VMM's or all
+    /// components', the guest. `of_guest`: a guest's operation, in which no component but its VMM
+    /// runs.
+    pub fn segments(&self, steps: &[Step], of_guest: bool) -> Vec<(&str, u64)> {
         let mut sums = BTreeMap::new();
         for step in steps {
-            let place = match self.core.get(&step.address) {
+            let function = match step.ring {
+                0 => self.core.get(&step.address).map(|known| known.function),
+                _ => self.vmm.get(&step.address).copied(),
+            };
+            let name = function.and_then(|function| self.functions.get(function));
+            let place = match (step.ring, name) {
                 _ if step.guest => "(the guest)",
-                _ if step.ring != 0 => "(components)",
-                Some(known) => self
-                    .functions
-                    .get(known.function)
-                    .map_or("?", String::as_str),
-                None => "?",
+                (1.., _) if !of_guest => "(components)",
+                (_, Some(name)) => name.as_str(),
+                (_, None) => "?",
             };
             *sums.entry(place).or_default() += 1;
         }
@@ -269,8 +281,9 @@ mod tests {
                     },
                 ),
             ]),
-            functions: vec!["switch".into()],
+            functions: vec!["switch".into(), "vmm: exit".into()],
             components: HashMap::from([(0x1000, None), (0x2000, Some(Dear::ExtendedState))]),
+            vmm: HashMap::from([(0x1000, 1)]),
         }
     }
 
@@ -300,8 +313,12 @@ mod tests {
         };
         assert_eq!(counts, expected);
         assert_eq!(
-            code().segments(&steps),
+            code().segments(&steps, false),
             [("(the guest)", 3), ("switch", 3), ("(components)", 1)]
+        );
+        assert_eq!(
+            code().segments(&steps, true),
+            [("(the guest)", 3), ("switch", 3), ("vmm: exit", 1)]
         );
     }
 

@@ -1,10 +1,12 @@
 //! Group `bench`: what single operations cost. The component `bench` and the guest `bench-guest`
 //! measure and print instructions, as counted by QEMU; this boots them and reads the lines. A
 //! second boot records what one operation of each row executes ([`trace`], by [`debugger`]), and
-//! the dear instructions in it are counted ([`dear`]).
+//! the dear instructions in it are counted ([`dear`]). Each row is held to its limit, and to what
+//! was committed ([`mod@baseline`]).
 //!
 //! The two boots check each other: what was recorded must have as many instructions as the row.
 
+mod baseline;
 mod dear;
 mod debugger;
 mod trace;
@@ -63,9 +65,19 @@ const ROWS: &[Row] = &[
     call("idl_call", 900),
 ];
 
-/// Runs the group; with `json`, the rows are objects, one a line, on standard output; with
-/// `segments`, the functions that each row spends its instructions in are shown.
-pub fn run(machines: &mut Machines, report: &mut Report, json: bool, segments: bool) {
+/// What is shown beside the claims, and whether the baseline is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The rows are objects, one a line, on standard output.
+    pub json: bool,
+    /// The functions that each row spends its instructions in are shown.
+    pub segments: bool,
+    /// The counts become the baseline.
+    pub record: bool,
+}
+
+/// Runs the group.
+pub fn run(machines: &mut Machines, report: &mut Report, options: Options) {
     let measured = machines.image("bench").and_then(|image| {
         let mut machine = Machine::of(&image);
         machine.smp = 1;
@@ -77,10 +89,11 @@ pub fn run(machines: &mut Machines, report: &mut Report, json: bool, segments: b
         Ok(measured) => measured,
         Err(error) => return report.fail("every_row_is_measured", format!("{error:#}")),
     };
-    let recorded = trace::record(machines, &image, &machine)
+    let recorded = trace::record(machines, &image, &machine, Some("bench"), "bench-guest")
         .and_then(|recorded| Ok((code(&image)?, recorded)))
         .map_err(|error| format!("{error:#}"));
     let mut counted = Vec::new();
+    let mut costs = baseline::Costs::new();
     for row in ROWS {
         let Row { name, limit, .. } = row;
         let claim = format!("{name}_takes_at_most_{limit}_instructions");
@@ -95,7 +108,7 @@ pub fn run(machines: &mut Machines, report: &mut Report, json: bool, segments: b
             Err(why) => Err(why.clone()),
         };
         let counts = dear.as_ref().ok().map(|(counts, _)| *counts);
-        if json {
+        if options.json {
             println!("{}", object(row, count, counts));
         } else {
             println!("     {name:<24}{count:>8} instructions, limit {limit}");
@@ -103,11 +116,19 @@ pub fn run(machines: &mut Machines, report: &mut Report, json: bool, segments: b
                 println!("     {:<24}{}", "", sentence(counts));
             }
         }
-        if let (true, Ok((code, _)), Ok((_, operation))) = (segments, &recorded, &dear) {
-            for (place, count) in code.segments(operation) {
-                report.line(format_args!("     {:<24}{count:>8} {place}", ""));
+        let mut cost = baseline::Cost {
+            instructions: count,
+            ..baseline::Cost::default()
+        };
+        if let (Ok((code, _)), Ok((_, operation))) = (&recorded, &dear) {
+            for (place, count) in code.segments(operation, row.from == Producer::Guest) {
+                if options.segments {
+                    report.line(format_args!("     {:<24}{count:>8} {place}", ""));
+                }
+                cost.segments.insert(place.to_owned(), count);
             }
         }
+        costs.insert((*name).to_owned(), cost);
         if count <= *limit {
             report.pass(&claim);
         } else {
@@ -115,6 +136,13 @@ pub fn run(machines: &mut Machines, report: &mut Report, json: bool, segments: b
         }
         counted.push((row, dear.map(|(counts, _)| counts)));
     }
+    let root = &machines.workspace.root;
+    report.claim("no_row_takes_over_3_percent_more_than_committed", || {
+        if options.record {
+            baseline::store(root, &costs)?;
+        }
+        baseline::hold(&costs, &baseline::load(root)?)
+    });
     report.claim("the_dear_instructions_of_every_row_are_counted", || {
         let failed = counted.iter().find_map(|(_, counts)| counts.as_ref().err());
         match failed {
@@ -184,6 +212,32 @@ pub fn elsewhere(machines: &mut Machines) -> Result<Vec<(&'static str, u64)>> {
         .collect()
 }
 
+/// Instructions by function.
+pub type Segments = Vec<(String, u64)>;
+
+/// Where each row of an image's guest spends its instructions here, in the order in which the guest
+/// measures: the shortest of the recorded rounds, which nothing came into.
+pub fn guest_segments(
+    machines: &Machines,
+    image: &Image,
+    machine: &Machine,
+    guest: &str,
+) -> Result<Vec<Segments>> {
+    let code = code(image)?;
+    let recorded = trace::record(machines, image, machine, None, guest)?;
+    // The meter's empty pair is first.
+    let rows = recorded.guest.iter().skip(1);
+    rows.map(|rounds| {
+        let shortest = rounds.iter().min_by_key(|round| round.len());
+        let segments = code.segments(shortest.context("a row without rounds")?, true);
+        Ok(segments
+            .into_iter()
+            .map(|(place, count)| (place.to_owned(), count))
+            .collect())
+    })
+    .collect()
+}
+
 fn transcript(machines: &Machines, image: &Image, machine: &Machine) -> Result<String> {
     let mut session = machines.boot("bench", image, machine)?;
     for producer in ["components", "guest"] {
@@ -200,7 +254,8 @@ fn code(image: &Image) -> Result<Code> {
     for path in image.debug.iter().filter(|path| *path != core) {
         components.push(fs::read(path)?);
     }
-    Code::of(&fs::read(core)?, &components)
+    let vmm = trace::debug_file(image, "vmm")?;
+    Code::of(&fs::read(core)?, &components, &fs::read(vmm)?)
 }
 
 /// The recorded operation of a row that has as many instructions as were measured undisturbed,

@@ -1,6 +1,6 @@
-//! Records, instruction by instruction, what single operations of the image `bench` execute.
+//! Records, instruction by instruction, what single operations of an image execute.
 //!
-//! The producers of rows (the component `bench`, the guest `bench-guest`) read the TSC before and
+//! The producers of rows (the component `bench`, the guests `bench-guest` and `compare-guest`) read the TSC before and
 //! after each operation, by `measure::ticks`, and nowhere else. The machine is stopped at each of
 //! these readings; around a few rounds of each row QEMU logs every instruction. Code, clock and
 //! interrupts are those of an undisturbed run, but the values that the stopped RDTSCs read are
@@ -53,9 +53,9 @@ pub type Operation = Vec<Step>;
 /// Who measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Producer {
-    /// The component `bench`.
+    /// A component.
     Component,
-    /// `bench-guest`.
+    /// A guest.
     Guest,
 }
 
@@ -66,9 +66,9 @@ pub type Rounds = Vec<Operation>;
 /// in which they are measured.
 #[derive(Debug, Default)]
 pub struct Recorded {
-    /// Of `bench`.
+    /// Of the component.
     pub component: Vec<Rounds>,
-    /// Of `bench-guest`.
+    /// Of the guest.
     pub guest: Vec<Rounds>,
 }
 
@@ -84,6 +84,15 @@ struct Stops {
 }
 
 impl Stops {
+    fn none() -> Stops {
+        Stops {
+            sites: Vec::new(),
+            open: false,
+            rounds: 0,
+            rows: Vec::new(),
+        }
+    }
+
     fn new(program: &[u8]) -> Result<Stops> {
         let sites = sites(program)?;
         if sites.is_empty() {
@@ -91,9 +100,7 @@ impl Stops {
         }
         Ok(Stops {
             sites,
-            open: false,
-            rounds: 0,
-            rows: Vec::new(),
+            ..Stops::none()
         })
     }
 
@@ -120,17 +127,25 @@ impl Stops {
     }
 }
 
-/// Boots the image and records.
-pub fn record(machines: &Machines, image: &Image, machine: &Machine) -> Result<Recorded> {
-    let component = fs::read(debug_file(image, "bench")?)?;
-    let mut component = Stops::new(&component).context("component bench")?;
-    let guest = image
-        .contents
-        .files
-        .iter()
-        .find(|(name, _)| *name == image_builder::manifest::kernel_file("bench-guest"));
-    let (_, guest) = guest.context("the image has no guest bench-guest")?;
-    let mut guest = Stops::new(guest).context("guest bench-guest")?;
+/// Boots the image and records what `component`, if there is one, and `guest` measure.
+pub fn record(
+    machines: &Machines,
+    image: &Image,
+    machine: &Machine,
+    component: Option<&str>,
+    guest: &str,
+) -> Result<Recorded> {
+    let mut component = match component {
+        None => Stops::none(),
+        Some(name) => Stops::new(&fs::read(debug_file(image, name)?)?)
+            .with_context(|| format!("component {name}"))?,
+    };
+    let kernel = image_builder::manifest::kernel_file(guest);
+    let mut files = image.contents.files.iter();
+    let (_, file) = files
+        .find(|(name, _)| *name == kernel)
+        .with_context(|| format!("the image has no guest {guest}"))?;
+    let mut guest = Stops::new(file).with_context(|| format!("guest {guest}"))?;
 
     // A socket's path has a hundred bytes at most, which the workspace's may have used up.
     let socket = Removed(std::env::temp_dir().join(format!("bench-{}.sock", std::process::id())));

@@ -55,7 +55,7 @@ const PROGRAMS: &[&str] = &["xl", "xenstored", "xenconsoled", "xen-init-dom0"];
 /// Kernel modules that the toolstack opens devices of, in the order of loading.
 const MODULES: &[&str] = &["xen-privcmd", "xenfs/xenfs", "xen-evtchn", "xen-gntdev"];
 
-/// Ends in a shell on the console after saying [`READY`].
+/// Ends in a shell on the console after saying [`READY`] and doing what is to be done first.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin:/usr/lib/xen-4.17/bin HOME=/root PS1='# '
@@ -73,6 +73,7 @@ xenstored --pid-file=/run/xenstored.pid
 xen-init-dom0
 xenconsoled --pid-file=/run/xenconsoled.pid
 echo dom0 is rea''dy
+sh /begin
 while :; do setsid sh -c "exec sh -i </dev/hvc0 >/dev/hvc0 2>&1"; done
 "#;
 /// What dom0 says when guests can be created.
@@ -87,12 +88,17 @@ pub struct Guest<'a> {
     pub kernel: &'a Path,
     /// Its command line.
     pub cmdline: String,
+    /// Its initramfs.
+    pub initrd: Option<&'a Path>,
     /// Its memory in MiB.
     pub memory_mib: u64,
+    /// More lines of its configuration.
+    pub more: &'a str,
 }
 
-/// Puts everything into `out`.
-pub fn assemble(cache: &Cache, out: &Path, guests: &[Guest<'_>]) -> Result<Xen> {
+/// Puts everything into `out`. Dom0 does the shell commands `begin` before it offers a shell: so a
+/// run depends on nothing that is typed.
+pub fn assemble(cache: &Cache, out: &Path, guests: &[Guest<'_>], begin: &str) -> Result<Xen> {
     fs::create_dir_all(out)?;
     let package = format!("xen-hypervisor-{VERSION}-amd64");
     let boot = cache.folder(&package, None, "./boot")?;
@@ -113,7 +119,7 @@ pub fn assemble(cache: &Cache, out: &Path, guests: &[Guest<'_>]) -> Result<Xen> 
 
     let kernel = cache.kernel("linux-image-amd64", None)?;
     let initrd = out.join("dom0");
-    fs::write(&initrd, initramfs(cache, &kernel, guests)?)?;
+    fs::write(&initrd, initramfs(cache, &kernel, guests, begin)?)?;
     Ok(Xen {
         hypervisor,
         kernel,
@@ -122,7 +128,33 @@ pub fn assemble(cache: &Cache, out: &Path, guests: &[Guest<'_>]) -> Result<Xen> 
     })
 }
 
-fn initramfs(cache: &Cache, kernel: &Path, guests: &[Guest<'_>]) -> Result<Vec<u8>> {
+/// What Xen stores as the intercepts of control registers of a new guest: all but CR2's and CR8's
+/// (AMD APM vol. 2, appendix B). The instruction that stores it, and the same without reads of CR0.
+const INTERCEPTS: [u8; 6] = [0xc7, 0x03, 0xfb, 0xfe, 0xfb, 0xfe];
+const WITHOUT_CR0_READS: [u8; 6] = [0xc7, 0x03, 0xfa, 0xfe, 0xfb, 0xfe];
+
+/// Has this copy of Xen not intercept reads of CR0, which changes one bit. QEMU takes every read of a
+/// control register for one of CR0, Xen then answers as if it were one, and Linux as a PVH guest does
+/// not get far. Guests that read no control register run the same way with and without.
+pub fn leave_cr0_reads_alone(xen: &Xen) -> Result<()> {
+    let mut bytes = fs::read(&xen.hypervisor)?;
+    replace_once(&mut bytes, &INTERCEPTS, &WITHOUT_CR0_READS)
+        .context("Xen's intercepts of control registers")?;
+    fs::write(&xen.hypervisor, bytes)?;
+    Ok(())
+}
+
+fn replace_once(bytes: &mut [u8], from: &[u8], to: &[u8]) -> Result<()> {
+    let places = bytes.windows(from.len()).enumerate();
+    let mut places = places.filter(|(_, window)| *window == from);
+    let at = places.next().map(|(at, _)| at);
+    ensure!(places.next().is_none(), "not once in the file");
+    let place = at.and_then(|at| bytes.get_mut(at..at + to.len()));
+    place.context("not in the file")?.copy_from_slice(to);
+    Ok(())
+}
+
+fn initramfs(cache: &Cache, kernel: &Path, guests: &[Guest<'_>], begin: &str) -> Result<Vec<u8>> {
     const FOLDER: u32 = 0o040_755;
     const PROGRAM: u32 = 0o100_755;
     const FILE: u32 = 0o100_644;
@@ -156,6 +188,7 @@ fn initramfs(cache: &Cache, kernel: &Path, guests: &[Guest<'_>]) -> Result<Vec<u
     let busybox = cache.file("busybox-static", None, "bin/busybox")?;
     add("bin/busybox", PROGRAM, &fs::read(busybox)?);
     add("init", PROGRAM, INIT.as_bytes());
+    add("begin", FILE, begin.as_bytes());
 
     let place = format!("usr/lib/xen-{VERSION}/bin");
     let utils = cache.folder(&format!("xen-utils-{VERSION}"), None, &format!("./{place}"))?;
@@ -214,13 +247,35 @@ fn initramfs(cache: &Cache, kernel: &Path, guests: &[Guest<'_>]) -> Result<Vec<u
             .with_context(|| format!("cannot read {}", guest.kernel.display()))?;
         let kernel = format!("guests/{}.elf", guest.name);
         add(&kernel, FILE, &elf);
+        let mut more = guest.more.to_owned();
+        if let Some(initrd) = guest.initrd {
+            let content =
+                fs::read(initrd).with_context(|| format!("cannot read {}", initrd.display()))?;
+            let initrd = format!("guests/{}.initrd", guest.name);
+            add(&initrd, FILE, &content);
+            more.push_str(&format!("ramdisk = \"/{initrd}\"\n"));
+        }
         // Version 2 of grant tables is not offered by microvisor, so it is not offered here.
         let text = format!(
             "name = \"{}\"\ntype = \"pvh\"\nkernel = \"/{kernel}\"\ncmdline = \"{}\"\nmemory = {}\n\
-             vcpus = 1\nmax_grant_version = 1\non_crash = \"preserve\"\non_poweroff = \"preserve\"\n",
+             vcpus = 1\nmax_grant_version = 1\non_crash = \"preserve\"\non_poweroff = \"preserve\"\n{more}",
             guest.name, guest.cmdline, guest.memory_mib
         );
         add(&format!("guests/{}.cfg", guest.name), FILE, text.as_bytes());
     }
     Ok(out.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_there_exactly_once_is_replaced() {
+        let mut bytes = *b"abcabd";
+        assert!(replace_once(&mut bytes, b"ab", b"xx").is_err());
+        assert!(replace_once(&mut bytes, b"zz", b"xx").is_err());
+        replace_once(&mut bytes, b"abd", b"xyz").unwrap();
+        assert_eq!(&bytes, b"abcxyz");
+    }
 }

@@ -66,7 +66,9 @@ fn under_xen(machines: &Machines, seeds: Range<u32>) -> Result<()> {
         name,
         kernel,
         cmdline,
+        initrd: None,
         memory_mib: RAM >> 20,
+        more: "",
     };
     let calls = format!("calls {} {}", seeds.start, seeds.len());
     let guests = [
@@ -74,7 +76,7 @@ fn under_xen(machines: &Machines, seeds: Range<u32>) -> Result<()> {
         guest("reach", "reach".into()),
         guest("registers", "registers".into()),
     ];
-    let xen = assemble(&cache, &folder, &guests)?;
+    let xen = assemble(&cache, &folder, &guests, "")?;
     let memory = folder.join("memory");
     let _ = fs::remove_file(&memory);
     let mut command = xen.command(MEMORY);

@@ -1,0 +1,362 @@
+//! The guest's side of Xen's ABI: what the rows need. Numbers and structures are those of Xen's
+//! public headers, named beside each.
+
+use core::arch::asm;
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use guest_kit::cpu;
+
+/// Hypercall numbers (public/xen.h).
+mod number {
+    pub const MEMORY_OP: u64 = 12;
+    pub const XEN_VERSION: u64 = 17;
+    pub const GRANT_TABLE_OP: u64 = 20;
+    pub const VCPU_OP: u64 = 24;
+    pub const SCHED_OP: u64 = 29;
+    pub const EVENT_CHANNEL_OP: u64 = 32;
+    pub const HVM_OP: u64 = 34;
+    /// Between those of the architecture (48 up) and the end of the page: nobody's.
+    pub const NOBODYS: u64 = 60;
+}
+
+/// `DOMID_SELF` (public/xen.h).
+const DOMID_SELF: u16 = 0x7ff0;
+/// `VIRQ_TIMER` (public/xen.h).
+const VIRQ_TIMER: u32 = 0;
+/// `XENMEM_add_to_physmap` (public/memory.h).
+const ADD_TO_PHYSMAP: u64 = 7;
+/// `XENMAPSPACE_shared_info` (public/memory.h).
+const SPACE_SHARED_INFO: u32 = 0;
+/// `SCHEDOP_yield`, `_shutdown`, `_poll` (public/sched.h).
+const YIELD: u64 = 0;
+const SHUTDOWN: u64 = 2;
+const POLL: u64 = 3;
+/// `EVTCHNOP_bind_virq`, `_send`, `_bind_ipi` (public/event_channel.h).
+const BIND_VIRQ: u64 = 1;
+const SEND: u64 = 4;
+const BIND_IPI: u64 = 7;
+/// `VCPUOP_stop_periodic_timer`, `_set_singleshot_timer` (public/vcpu.h).
+const STOP_PERIODIC: u64 = 7;
+const SET_SINGLESHOT: u64 = 8;
+/// `HVMOP_set_param` (public/hvm/hvm_op.h).
+const SET_PARAM: u64 = 0;
+/// `HVM_PARAM_CALLBACK_IRQ` and its type "vector" (public/hvm/params.h).
+const CALLBACK_IRQ: u32 = 0;
+const CALLBACK_VECTOR: u64 = 2 << 56;
+/// `GNTTABOP_copy` (public/grant_table.h).
+const COPY: u64 = 5;
+
+/// A page of its own.
+#[repr(C, align(4096))]
+pub struct Page(UnsafeCell<[u8; 4096]>);
+
+// SAFETY: the hypercall page is written by the hypervisor once and only called; of the shared info
+// page and the pages to copy only atomics and the hypervisor make use.
+unsafe impl Sync for Page {}
+
+impl Page {
+    fn frame(&self) -> u64 {
+        self.0.get() as u64 >> 12
+    }
+}
+
+static HYPERCALL_PAGE: Page = Page(UnsafeCell::new([0; 4096]));
+/// Where the shared info is mapped, once [`Xen::shared_info`] was called.
+pub static SHARED_INFO: Page = Page(UnsafeCell::new([0; 4096]));
+static FROM: Page = Page(UnsafeCell::new([0; 4096]));
+static TO: Page = Page(UnsafeCell::new([0; 4096]));
+
+/// An error number that Xen answered (public/errno.h), positive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i64);
+
+/// The right to make hypercalls: we run on Xen, and its hypercall page is in place.
+#[derive(Clone, Copy, Debug)]
+pub struct Xen {
+    /// The first of its CPUID leaves.
+    pub leaves: u32,
+}
+
+impl Xen {
+    /// Finds Xen by its CPUID leaves and has the hypercall page filled.
+    pub fn find() -> Option<Xen> {
+        let leaves = guest_kit::xen_leaves()?;
+        // SAFETY: has the hypervisor write the page that is kept for it.
+        unsafe { cpu::wrmsr(leaves.page_msr, HYPERCALL_PAGE.0.get() as u64) };
+        Some(Xen {
+            leaves: leaves.base,
+        })
+    }
+
+    /// The hypercall `number`, as public/arch-x86/xen-x86_64.h lays it down.
+    ///
+    /// # Safety
+    /// What the arguments point at must be what the hypercall expects, for as long as it uses it.
+    #[inline(always)]
+    unsafe fn call(self, number: u64, a: u64, b: u64, c: u64) -> Result<u64, Errno> {
+        let entry = HYPERCALL_PAGE.0.get() as u64 + number * 32;
+        let answer: i64;
+        // SAFETY: the hypervisor filled the page before a `Xen` existed. It may change the
+        // argument registers and memory as the caller promised.
+        unsafe {
+            asm!(
+                "call {}",
+                in(reg) entry,
+                inlateout("rdi") a => _,
+                inlateout("rsi") b => _,
+                inlateout("rdx") c => _,
+                out("rax") answer,
+                out("rcx") _,
+                out("r8") _,
+                out("r9") _,
+                out("r10") _,
+                out("r11") _,
+            );
+        }
+        if answer < 0 {
+            Err(Errno(-answer))
+        } else {
+            Ok(answer as u64)
+        }
+    }
+
+    /// `XENVER_version` (public/version.h).
+    #[inline(always)]
+    pub fn version(self) -> Result<u64, Errno> {
+        // SAFETY: no pointer.
+        unsafe { self.call(number::XEN_VERSION, 0, 0, 0) }
+    }
+
+    /// A hypercall that nobody has.
+    #[inline(always)]
+    pub fn unknown(self) -> Result<u64, Errno> {
+        // SAFETY: no pointer.
+        unsafe { self.call(number::NOBODYS, 0, 0, 0) }
+    }
+
+    /// Lets others run.
+    #[inline(always)]
+    pub fn yield_now(self) -> Result<u64, Errno> {
+        // SAFETY: no pointer.
+        unsafe { self.call(number::SCHED_OP, YIELD, 0, 0) }
+    }
+
+    /// Powers this domain off; returns only if that is refused.
+    pub fn power_off(self) {
+        // `SHUTDOWN_poweroff` (public/sched.h).
+        let reason = 0u32;
+        // SAFETY: `sched_shutdown` of public/sched.h is one number, only read.
+        let _ = unsafe { self.call(number::SCHED_OP, SHUTDOWN, &raw const reason as u64, 0) };
+    }
+
+    /// Blocks until an event comes; none does.
+    pub fn wait_for_ever(self) -> ! {
+        // `sched_poll` (public/sched.h): no port, without an end.
+        let poll = [0u64; 3];
+        loop {
+            // SAFETY: alive during the call, only read.
+            let _ = unsafe { self.call(number::SCHED_OP, POLL, &raw const poll as u64, 0) };
+        }
+    }
+
+    /// A port whose event comes back to this vCPU, number 0.
+    pub fn bind_ipi(self) -> Result<u32, Errno> {
+        // `evtchn_bind_ipi` (public/event_channel.h): vCPU, port.
+        let mut bind = [0u32; 2];
+        // SAFETY: alive during the call.
+        unsafe { self.call(number::EVENT_CHANNEL_OP, BIND_IPI, &raw mut bind as u64, 0)? };
+        Ok(bind[1])
+    }
+
+    /// A port for this vCPU's timer.
+    pub fn bind_timer(self) -> Result<u32, Errno> {
+        // `evtchn_bind_virq` (public/event_channel.h): VIRQ, vCPU, port.
+        let mut bind = [VIRQ_TIMER, 0, 0];
+        // SAFETY: alive during the call.
+        unsafe { self.call(number::EVENT_CHANNEL_OP, BIND_VIRQ, &raw mut bind as u64, 0)? };
+        Ok(bind[2])
+    }
+
+    /// Sends an event.
+    #[inline(always)]
+    pub fn send(self, port: &u32) -> Result<u64, Errno> {
+        let address = &raw const *port as u64;
+        // SAFETY: `evtchn_send` of public/event_channel.h is one port number, only read.
+        unsafe { self.call(number::EVENT_CHANNEL_OP, SEND, address, 0) }
+    }
+
+    /// Stops the timer that ticks unless it is stopped (a PV kernel's habit).
+    pub fn stop_periodic_timer(self) -> Result<u64, Errno> {
+        // SAFETY: no pointer.
+        unsafe { self.call(number::VCPU_OP, STOP_PERIODIC, 0, 0) }
+    }
+
+    /// Sets the timer to a system time in nanoseconds.
+    #[inline(always)]
+    pub fn set_timer(self, at: &Deadline) -> Result<u64, Errno> {
+        let address = &raw const *at as u64;
+        // SAFETY: `vcpu_set_singleshot_timer` (public/vcpu.h), only read.
+        unsafe { self.call(number::VCPU_OP, SET_SINGLESHOT, 0, address) }
+    }
+
+    /// Has events interrupt by this vector, without an interrupt controller.
+    pub fn upcall_by(self, vector: u8) -> Result<u64, Errno> {
+        // `xen_hvm_param` (public/hvm/hvm_op.h): domain, pad, index, value.
+        let param = [
+            u64::from(DOMID_SELF) | u64::from(CALLBACK_IRQ) << 32,
+            CALLBACK_VECTOR | u64::from(vector),
+        ];
+        // SAFETY: alive during the call, only read.
+        unsafe { self.call(number::HVM_OP, SET_PARAM, &raw const param as u64, 0) }
+    }
+
+    /// Maps the shared info page.
+    pub fn shared_info(self) -> Result<SharedInfo, Errno> {
+        // `xen_add_to_physmap` (public/memory.h): domain and size, space, index, frame.
+        let add = [
+            u64::from(DOMID_SELF) | u64::from(SPACE_SHARED_INFO) << 32,
+            0,
+            SHARED_INFO.frame(),
+        ];
+        // SAFETY: alive during the call, only read. The frame is a page that is kept for this, so
+        // what is replaced holds nothing.
+        unsafe { self.call(number::MEMORY_OP, ADD_TO_PHYSMAP, &raw const add as u64, 0)? };
+        Ok(SharedInfo(SHARED_INFO.0.get() as u64))
+    }
+
+    /// Copies bytes from one page of this domain to another; what each entry answered.
+    #[inline(always)]
+    pub fn copy(self, copy: &mut Copy) -> Result<i16, Errno> {
+        let address = &raw mut *copy as u64;
+        // SAFETY: one `gnttab_copy` (public/grant_table.h), which names pages kept for this.
+        unsafe { self.call(number::GRANT_TABLE_OP, COPY, address, 1)? };
+        Ok(copy.status)
+    }
+}
+
+/// `vcpu_set_singleshot_timer` (public/vcpu.h).
+#[repr(C)]
+#[derive(Debug)]
+pub struct Deadline {
+    /// System time in nanoseconds.
+    pub at: u64,
+    /// No `VCPU_SSHOTTMR_future`: a time in the past fires at once.
+    pub flags: u64,
+}
+
+/// `gnttab_copy` (public/grant_table.h), from [`FROM`] to [`TO`], both by frame.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Copy {
+    from: u64,
+    from_domain: u16,
+    from_offset: u16,
+    pad: u32,
+    to: u64,
+    to_domain: u16,
+    to_offset: u16,
+    pad2: u32,
+    bytes: u16,
+    flags: u16,
+    status: i16,
+}
+
+impl Copy {
+    /// Of the first `bytes` of a page.
+    pub fn of(bytes: u16) -> Copy {
+        Copy {
+            from: FROM.frame(),
+            from_domain: DOMID_SELF,
+            from_offset: 0,
+            pad: 0,
+            to: TO.frame(),
+            to_domain: DOMID_SELF,
+            to_offset: 0,
+            pad2: 0,
+            bytes,
+            flags: 0,
+            status: 1,
+        }
+    }
+}
+
+/// `shared_info` (public/xen.h), with 2-level event channels, of vCPU 0.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedInfo(u64);
+
+impl SharedInfo {
+    /// Offsets in `vcpu_info` of vCPU 0, which is at the page's start.
+    const UPCALL_PENDING: u64 = 0;
+    const PENDING_SELECTOR: u64 = 8;
+    /// `vcpu_time_info` in it: version, TSC, system time, multiplier, shift.
+    const VERSION: u64 = 32;
+    const TSC: u64 = 40;
+    const SYSTEM_TIME: u64 = 48;
+    const MULTIPLIER: u64 = 56;
+    const SHIFT: u64 = 60;
+    /// Offset of `evtchn_pending`: after 32 `vcpu_info` of 64 bytes.
+    const PENDING: u64 = 32 * 64;
+    /// Words in `evtchn_pending`.
+    const WORDS: u64 = 64;
+
+    fn byte(self, offset: u64) -> &'static AtomicU8 {
+        // SAFETY: inside the page, which is always mapped; Xen writes it too, hence atomic.
+        unsafe { &*((self.0 + offset) as *const AtomicU8) }
+    }
+
+    fn half(self, offset: u64) -> &'static AtomicU32 {
+        // SAFETY: as in `byte`; offsets are multiples of 4.
+        unsafe { &*((self.0 + offset) as *const AtomicU32) }
+    }
+
+    fn word(self, offset: u64) -> &'static AtomicU64 {
+        // SAFETY: as in `byte`; offsets are multiples of 8.
+        unsafe { &*((self.0 + offset) as *const AtomicU64) }
+    }
+
+    fn pending(self, port: u32) -> &'static AtomicU64 {
+        self.word(Self::PENDING + u64::from(port) / 64 % Self::WORDS * 8)
+    }
+
+    /// Takes a pending event back, so that the next one is new on every level.
+    pub fn clear(self, port: u32) {
+        self.byte(Self::UPCALL_PENDING).store(0, Ordering::SeqCst);
+        self.word(Self::PENDING_SELECTOR).store(0, Ordering::SeqCst);
+        self.pending(port)
+            .fetch_and(!(1 << (port % 64)), Ordering::SeqCst);
+    }
+
+    /// Marks an event as pending.
+    pub fn mark(self, port: u32) {
+        self.pending(port)
+            .fetch_or(1 << (port % 64), Ordering::SeqCst);
+    }
+
+    /// True if the event is pending.
+    pub fn is_pending(self, port: u32) -> bool {
+        self.pending(port).load(Ordering::SeqCst) >> (port % 64) & 1 == 1
+    }
+
+    /// The system time, in nanoseconds, at a value of the TSC.
+    pub fn system_time(self, tsc: u64) -> u64 {
+        loop {
+            let version = self.half(Self::VERSION).load(Ordering::SeqCst);
+            let since = tsc.wrapping_sub(self.word(Self::TSC).load(Ordering::SeqCst));
+            let shift = self.byte(Self::SHIFT).load(Ordering::SeqCst) as i8;
+            let shifted = match shift {
+                0.. => since << (shift & 63),
+                _ => since >> (-shift & 63),
+            };
+            let multiplier = self.half(Self::MULTIPLIER).load(Ordering::SeqCst);
+            let elapsed = (u128::from(shifted) * u128::from(multiplier) >> 32) as u64;
+            let at = self
+                .word(Self::SYSTEM_TIME)
+                .load(Ordering::SeqCst)
+                .wrapping_add(elapsed);
+            if version & 1 == 0 && version == self.half(Self::VERSION).load(Ordering::SeqCst) {
+                return at;
+            }
+        }
+    }
+}
