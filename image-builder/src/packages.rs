@@ -29,6 +29,11 @@ pub const QEMU: Tool = Tool {
     what: "qemu-system-x86_64",
     package: "qemu-system-x86",
 };
+/// A C++ compiler, for the fuzzer.
+pub const CXX: Tool = Tool {
+    what: "c++",
+    package: "g++",
+};
 /// UEFI firmware.
 pub const OVMF: Tool = Tool {
     what: "/usr/share/OVMF/OVMF_CODE_4M.fd",

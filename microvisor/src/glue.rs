@@ -226,7 +226,7 @@ fn run_elsewhere(mut next: Ref<Thread>) {
 fn idle() -> Guard<'static, Kernel<Hardware>> {
     cpu::trace(Kind::Idle, 0, 0);
     #[cfg(control = "sleep")]
-    drop(trap::collect_interrupt().map(accept));
+    (0..100).for_each(|_| drop(trap::collect_interrupt().map(accept)));
     loop {
         if let Some(vector) = trap::wait_for_interrupt() {
             cpu::trace(Kind::Interrupt, vector.into(), 2);

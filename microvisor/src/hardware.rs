@@ -212,8 +212,9 @@ impl Machine for Hardware {
                 apic::send(other.apic_id, apic::VECTOR_FLUSH);
             }
         }
-        #[cfg(not(control = "local-flush"))]
-        carry_out(flush);
+        if cfg!(not(control = "local-flush")) || flush == Flush::Quiesce {
+            carry_out(flush);
+        }
         while asked != 0 {
             let other = cpu::other(asked.trailing_zeros() as usize);
             while other.is_some_and(|other| other.flushed.load(Ordering::Acquire) < request) {

@@ -17,6 +17,7 @@ mod bench;
 mod bochs;
 mod boot;
 mod devices;
+mod fuzz;
 mod guests;
 mod host;
 mod hostile;
@@ -184,6 +185,9 @@ fn run(cli: &Cli) -> Result<bool> {
         ) || *group == Group::Spec && (cli.planted || cli.deep)
     }) {
         tools.push(packages::QEMU);
+    }
+    if groups.contains(&Group::Spec) {
+        tools.push(packages::CXX);
     }
     if groups.contains(&Group::Boot) || groups.contains(&Group::Vmx) {
         tools.extend_from_slice(packages::MEDIA);
