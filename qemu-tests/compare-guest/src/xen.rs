@@ -349,7 +349,7 @@ impl SharedInfo {
                 _ => since >> (-shift & 63),
             };
             let multiplier = self.half(Self::MULTIPLIER).load(Ordering::SeqCst);
-            let elapsed = (u128::from(shifted) * u128::from(multiplier) >> 32) as u64;
+            let elapsed = ((u128::from(shifted) * u128::from(multiplier)) >> 32) as u64;
             let at = self
                 .word(Self::SYSTEM_TIME)
                 .load(Ordering::SeqCst)
