@@ -287,7 +287,7 @@ pub fn under_xen(machines: &Machines, xen: &Xen, time: u32, whole: bool) -> Resu
 }
 
 fn whole_under_xen(counted: &mut Counted, run: &mut Run, xen: &Xen) -> Result<()> {
-    let from = counted.at("compare-dom0: rests\r\n")?;
+    let from = counted.at("compare-dom0: rests")?;
     let to = counted.at("compare-dom0: rested")?;
     run.idle_alone = idle(from, to);
     let created = counted.at("compare-dom0: creates")?;
