@@ -135,7 +135,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn costs(rows: &[(&str, u64, &[(&str, u64)])]) -> Costs {
+    /// Name, instructions, segments.
+    type Row<'a> = (&'a str, u64, &'a [(&'a str, u64)]);
+
+    fn costs(rows: &[Row<'_>]) -> Costs {
         let rows = rows.iter().map(|(name, instructions, segments)| {
             let segments = segments
                 .iter()
