@@ -21,6 +21,8 @@ pub const VCPU_INFO: u64 = AREAS + PAGE;
 pub const SHARED_INFO: u64 = AREAS + 2 * PAGE;
 /// Where the first frame of the grant table is mapped.
 pub const GRANT_TABLE: u64 = AREAS + 3 * PAGE;
+/// Structures of the calls that lead to the known state.
+pub const SCRATCH: u64 = AREAS + 4 * PAGE;
 /// Pages that calls may take away, replace and give back.
 pub const PLAYGROUND: u64 = 34 << 20;
 /// How many.

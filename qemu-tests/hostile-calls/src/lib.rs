@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod call;
+pub mod domain;
 pub mod fingerprint;
 pub mod layout;
 pub mod log;

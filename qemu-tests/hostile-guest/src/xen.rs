@@ -1,13 +1,11 @@
 //! Hypercalls, by number, as they come.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::AtomicU32;
 
 use guest_kit::cpu;
 use hostile_calls::operations::number;
 
-/// `DOMID_SELF` (public/xen.h).
-pub const DOMID_SELF: u16 = 0x7ff0;
 /// `XEN_HVM_CPUID_DOMID_PRESENT`, in EAX of leaf 4 (public/arch-x86/cpuid.h).
 const DOMID_PRESENT: u32 = 1 << 4;
 
@@ -89,24 +87,4 @@ impl Xen {
 pub unsafe fn word(address: u64) -> &'static AtomicU32 {
     // SAFETY: promised by the caller.
     unsafe { &*(address as *const AtomicU32) }
-}
-
-/// As [`word`], 8 bytes.
-///
-/// # Safety
-/// As for [`word`], 8-aligned.
-pub unsafe fn long(address: u64) -> &'static AtomicU64 {
-    // SAFETY: promised by the caller.
-    unsafe { &*(address as *const AtomicU64) }
-}
-
-/// Writes zeros.
-///
-/// # Safety
-/// The range must be memory that the program does not need.
-pub unsafe fn clear(address: u64, bytes: u64) {
-    for at in (address..address + bytes).step_by(8) {
-        // SAFETY: promised by the caller.
-        unsafe { long(at) }.store(0, Ordering::Relaxed);
-    }
 }

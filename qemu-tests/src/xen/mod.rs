@@ -6,11 +6,14 @@
 //! | [`answers`] | reads the hostile guest's logs out of a machine's memory; makes tables of them |
 //! | [`recorded`] | the answers to one seed as a file; compares them call by call |
 //! | [`differences`] | holds pairs of answers and the list of explained differences against each other |
+//! | `library` | makes the hostile guest's calls to the VMM's library, on the host |
 //! | [`record`] | runs the hostile guest under Xen and writes the oracle |
 
 pub mod answers;
 pub mod differences;
 pub mod dom0;
+#[cfg(test)]
+mod library;
 pub mod record;
 pub mod recorded;
 

@@ -25,7 +25,7 @@ use super::answers::{Logs, answer, records};
 use super::differences::Pairs;
 
 /// The number of the domain that makes the calls, on both systems.
-const OWN: u16 = 1;
+pub const OWN: u16 = 1;
 /// Bytes of a seed's log.
 const BYTES: usize = CALL_BYTES * CALLS as usize;
 /// Most bytes of the line.
@@ -48,6 +48,12 @@ impl Recorded {
     pub fn of_logs(logs: &Logs, seed: u32) -> Result<Recorded> {
         let log = records(logs, seed, CALL_BYTES, CALLS as usize)?;
         Ok(Recorded(log.flatten().copied().collect()))
+    }
+
+    /// A log that was made on the host.
+    #[cfg(test)]
+    pub fn of_bytes(log: Vec<u8>) -> Recorded {
+        Recorded(log)
     }
 
     /// Reads the file of a seed.
