@@ -320,7 +320,7 @@ fn one_that_fails(
         .env("CARGO_TARGET_DIR", workspace.target.join("planted"));
     let out = step("Planting", wrong.name(), || build.output()).context("cannot start cargo")?;
     let text = String::from_utf8_lossy(&out.stdout);
-    let program = text.lines().filter_map(executable).last();
+    let program = text.lines().filter_map(executable).next_back();
     let program = program.with_context(|| {
         let errors = String::from_utf8_lossy(&out.stderr);
         format!("it did not build:\n{}", first_lines(&errors))
