@@ -99,7 +99,7 @@ impl Whole {
     /// The claim that the goal is met; `None` if there is no goal.
     pub fn claim(&self) -> Option<String> {
         match self.goal {
-            Goal::Fraction(part) => Some(format!("{}_is_at_most_1_{part}th_of_xens", self.name)),
+            Goal::Fraction(part) => Some(format!("{}_is_at_most_xens_over_{part}", self.name)),
             Goal::AtMost(most) => Some(format!("{}_is_at_most_{most}", self.name)),
             Goal::None => None,
         }
