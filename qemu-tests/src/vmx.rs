@@ -52,12 +52,12 @@ const NEIGHBOURS: &[Claim<Session>] = &[
     ("two_guests_reach_their_prompts", |session| {
         session.expect("grub>", PROMPT)?;
         takes_a_command(session)?;
-        session.send("\x1d1")?;
+        session.send("\x1d0console broken\r")?;
         session.expect("guest console: broken", 60)?;
         takes_a_command(session)
     }),
     ("the_first_goes_on_beside_the_second", |session| {
-        session.send("\x1d0")?;
+        session.send("\x1d0console grub\r")?;
         session.expect("guest console: grub", 60)?;
         takes_a_command(session)
     }),
