@@ -49,6 +49,7 @@ pub mod builder;
 mod bytes;
 pub mod cap;
 pub mod console;
+pub mod domains;
 pub mod hardware;
 pub mod local;
 pub mod manifest;
@@ -57,10 +58,12 @@ pub mod pci;
 pub mod requests;
 pub mod ring;
 pub mod schema;
+pub mod store;
 pub mod supervisor;
 pub mod wire;
+pub mod xs_wire;
 
-pub use bytes::Bytes;
+pub use bytes::{Bytes, Piece};
 pub use cap::Cap;
 pub use heapless;
 pub use idl_macros::{interface, message};
@@ -243,13 +246,14 @@ pub fn flatten<R, A, E>(outcome: Result<Result<R, A>, Failure<E>>) -> Result<R, 
 }
 
 /// Every interface's name and schema as JSON.
-pub fn exports() -> [(&'static str, alloc::string::String); 9] {
+pub fn exports() -> [(&'static str, alloc::string::String); 11] {
     [
         (admin::Admin::NAME, schema::export::<admin::Admin>()),
         (bench::Bench::NAME, schema::export::<bench::Bench>()),
         (block::Block::NAME, schema::export::<block::Block>()),
         (builder::Builder::NAME, schema::export::<builder::Builder>()),
         (console::Console::NAME, schema::export::<console::Console>()),
+        (domains::Domains::NAME, schema::export::<domains::Domains>()),
         (
             hardware::Hardware::NAME,
             schema::export::<hardware::Hardware>(),
@@ -259,6 +263,7 @@ pub fn exports() -> [(&'static str, alloc::string::String); 9] {
             schema::export::<operator::Operator>(),
         ),
         (pci::Pci::NAME, schema::export::<pci::Pci>()),
+        (store::Store::NAME, schema::export::<store::Store>()),
         (
             supervisor::Supervisor::NAME,
             schema::export::<supervisor::Supervisor>(),

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::message;
 
 /// Version word of the encoding; a manifest of another version is refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// First bytes of an encoded manifest.
 const MAGIC: [u8; 4] = *b"mvmf";
 
@@ -88,6 +88,8 @@ pub struct Component {
     /// Memory that it shares with each of its clients, in bytes; rounded up to 2 MiB, and root's for
     /// good. Its device may use it as well.
     pub client_bytes: u64,
+    /// Memory that every instance of it gets again, with what is in it, in bytes; rounded up to 2 MiB.
+    pub keep_bytes: u64,
 }
 
 /// Which of a machine's functions is meant. Functions are looked at in the order of bus, device and
@@ -374,7 +376,7 @@ mod tests {
 
         #[test]
         fn any_bytes_decode_without_panic(tail in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let mut bytes = Vec::from(*b"mvmf\x02\0\0\0");
+            let mut bytes = Vec::from(*b"mvmf\x03\0\0\0");
             bytes.extend(tail);
             let _ = Manifest::decode(&bytes);
         }

@@ -82,6 +82,9 @@ impl<T: Schema, const N: usize> Schema for heapless::Vec<T, N> {
 impl<const N: usize> Schema for heapless::String<N> {
     const HASH: u64 = mix(hash("String"), &[N as u64]);
 }
+impl<const N: usize> Schema for crate::Piece<N> {
+    const HASH: u64 = mix(hash("Piece"), &[N as u64]);
+}
 impl<const N: usize> Schema for crate::Bytes<N> {
     const HASH: u64 = mix(hash("Bytes"), &[N as u64]);
 }

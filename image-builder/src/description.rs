@@ -105,6 +105,8 @@ pub struct Component {
     pub dma_bytes: At<u64>,
     /// Bytes that it shares with each client.
     pub client_bytes: At<u64>,
+    /// Bytes that outlive it.
+    pub keep_bytes: At<u64>,
 }
 
 impl Component {

@@ -80,6 +80,7 @@ fn component(description: &Description, from: &crate::description::Component) ->
         device: from.device.as_ref().map(|at| at.value),
         dma_bytes: from.dma_bytes.value,
         client_bytes: from.client_bytes.value,
+        keep_bytes: from.keep_bytes.value,
         name,
     }
 }

@@ -36,6 +36,7 @@ const COMPONENT: &[&str] = &[
     "device",
     "dma",
     "client-memory",
+    "keep",
 ];
 const GUEST: &[&str] = &[
     "name", "kernel", "initrd", "cmdline", "memory", "vcpus", "cpus", "builder", "vmm", "console",
@@ -241,8 +242,11 @@ impl Reader {
             let component = self.component(Some(table), fallback, span);
             into.components.push(component);
         }
+        let guests = document.get("guest").is_some();
         for (name, table) in &built_in {
-            if !mentioned.contains(name) {
+            // What serves guests only is not there without one.
+            let needed = guests || table.get("guests-only").is_none();
+            if !mentioned.contains(name) && needed {
                 let component = self.component(None, Some(table), NOWHERE);
                 into.components.push(component);
             }
@@ -382,6 +386,7 @@ impl Reader {
             device: self.device(&table),
             dma_bytes: self.size(&table, "dma", 1 << 20, 0),
             client_bytes: self.size(&table, "client-memory", 1 << 20, 0),
+            keep_bytes: self.size(&table, "keep", 1 << 20, 0),
             name,
         }
     }

@@ -17,7 +17,14 @@ const RANGES_MAX: usize = 8;
 const FILES_MAX: usize = 8;
 const CMDLINE_MAX: usize = 2047;
 /// Interfaces that root serves.
-pub const ROOT_SERVES: &[&str] = &["supervisor", "builder", "operator", "admin", "hardware"];
+pub const ROOT_SERVES: &[&str] = &[
+    "supervisor",
+    "builder",
+    "operator",
+    "admin",
+    "hardware",
+    "domains",
+];
 /// The interface of which there is one holder: it lends every device.
 const HARDWARE: &str = "hardware";
 /// Most memory that one device is given.
@@ -103,7 +110,8 @@ impl Rules<'_> {
             let devices = component
                 .dma_bytes
                 .value
-                .saturating_add(component.client_bytes.value);
+                .saturating_add(component.client_bytes.value)
+                .saturating_add(component.keep_bytes.value);
             components = components.saturating_add(own).saturating_add(devices);
         }
         let needed = guests
@@ -288,6 +296,7 @@ impl Rules<'_> {
         let memories = [
             ("dma", &component.dma_bytes, DMA_MAX),
             ("client-memory", &component.client_bytes, CLIENT_MAX),
+            ("keep", &component.keep_bytes, DMA_MAX),
         ];
         for (key, bytes, most) in memories {
             if bytes.value > most {

@@ -33,7 +33,7 @@
 //! # What is where
 //! [`startup`] the start contract with root; [`caps`] system calls by kind of capability;
 //! [`ipc`] clients and servers; [`memory`] mapping; [`vcpu`] state pages; [`thread`], [`time`],
-//! [`port`], [`mmio`], [`dma`], [`block`], [`logging`], [`console`], [`sync`], [`slots`], [`mod@panic`].
+//! [`port`], [`mmio`], [`dma`], [`block`], [`store`], [`logging`], [`console`], [`sync`], [`slots`], [`mod@panic`].
 //!
 //! On a host the crate builds too: there the crate `microvisor-testkit` stands in the core's place,
 //! and a component's own code runs under `cargo test` (`host`). Without it every system call fails.
@@ -61,6 +61,7 @@ pub mod port;
 pub mod raw;
 pub mod slots;
 pub mod startup;
+pub mod store;
 pub mod sync;
 pub mod thread;
 pub mod time;

@@ -40,6 +40,9 @@ pub const SLOT_NOTIFICATION: u32 = 7;
 /// Capabilities that came from it are gone, and using them tells. Components that keep nothing of
 /// their peers' need not look at it.
 pub const PEERS: u64 = 1 << 60;
+/// Bit of the own notification that root sets when what it would answer by the interface `domains` is
+/// not what it was; for those with a wire for it.
+pub const DOMAINS: u64 = 1 << 59;
 /// First slot for wires.
 pub const SLOT_FIRST: u32 = 16;
 
@@ -202,6 +205,8 @@ pub struct GuestStart {
     pub frame_slot: u32,
     /// How many.
     pub frame_count: u32,
+    /// Its domain id.
+    pub domain: u16,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// One per vCPU: the thread to run it on (VMM only).
@@ -257,6 +262,9 @@ pub struct Startup {
     pub attached: heapless::Vec<Attached, 2>,
     /// Memory for its device (drivers only).
     pub dma: DmaRight,
+    /// Memory that every instance of it gets again, with what is in it; zeroed at boot. Frames of
+    /// 2 MiB, as for a device, but no device uses it.
+    pub keep: DmaRight,
     /// Memory for it and each of its clients (servers whose manifest says so).
     pub shares: heapless::Vec<Share, SHARES_MAX>,
     /// The guest (builder and VMM only).

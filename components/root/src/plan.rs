@@ -7,12 +7,20 @@ use core::fmt;
 
 use idl::console::Badge;
 use idl::manifest::{Component, Guest, Manifest};
+use idl::store;
 use microvisor_abi::FRAME;
 use sdk::abi as microvisor_abi;
 use sdk::startup::THREAD_STACK_BYTES;
 
 /// Interfaces that root serves itself.
-pub const SERVED_BY_ROOT: [&str; 5] = ["supervisor", "builder", "operator", "admin", "hardware"];
+pub const SERVED_BY_ROOT: [&str; 6] = [
+    "supervisor",
+    "builder",
+    "operator",
+    "admin",
+    "hardware",
+    "domains",
+];
 /// The name by which manifests wire to root.
 pub const ROOT: &str = "root";
 
@@ -220,6 +228,23 @@ pub fn console_badge(
     }
 }
 
+/// A guest's domain id: its place in the manifest, counted from 1.
+pub fn domain(guest: usize) -> u16 {
+    u16::try_from(guest + 1).unwrap_or(u16::MAX)
+}
+
+/// What a store is told of a client, instance number `place`: a guest's VMM (`speaks_for`) speaks as
+/// that guest, a component that belongs to no guest as domain 0, which rules the store.
+pub fn store_badge(place: u32, guest: Option<usize>, speaks_for: Option<usize>) -> store::Badge {
+    store::Badge {
+        component: place,
+        domain: match guest {
+            None => Some(0),
+            Some(_) => speaks_for.map(domain),
+        },
+    }
+}
+
 /// Frames of 4 KiB that an instance's parts take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
@@ -395,6 +420,14 @@ mod tests {
             assert_eq!(badge(none).guest, None);
         }
         assert_eq!(console_badge(&manifest, "", 9, Some(0)).guest, None);
+    }
+
+    #[test]
+    fn a_guests_builder_does_not_speak_as_its_domain() {
+        let domain = |guest, speaks_for| store_badge(4, guest, speaks_for).domain;
+        assert_eq!(domain(None, None), Some(0));
+        assert_eq!(domain(Some(2), Some(2)), Some(3));
+        assert_eq!(domain(Some(2), None), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use guest_loader::layout;
 use idl::builder::Built;
 use idl::console::ConsoleError;
+use idl::store::Rings;
 use sdk::abi::boot::feature;
 use sdk::console::AttachError;
 use sdk::memory;
@@ -18,12 +19,12 @@ use xen_abi::{Config, Domain, MapEntry, TscMode, Vendor};
 
 use vmm_guest::console::{GuestRing, Lines};
 use vmm_guest::ram::Ram;
-use vmm_guest::store::{Facts, StoreRing};
+use vmm_guest::store::StoreRing;
 
 use crate::env::{CONSOLE, STORE};
 use crate::map::GuestMap;
-use crate::service::{self, Service};
-use crate::shared::{Mailbox, Shared};
+use crate::service::{self, Service, StoreServer};
+use crate::shared::{self, Mailbox, Shared};
 use crate::stop::{Reason, Stop};
 use crate::vcpu::Vcpu;
 
@@ -33,8 +34,6 @@ const GRANT_FRAMES: u32 = 64;
 const XEN_FRAMES: u32 = 1 + GRANT_FRAMES;
 /// All special frames: then the console and xenstore rings' pages.
 const SPECIAL_FRAMES: u32 = XEN_FRAMES + layout::SPECIAL_PAGES as u32;
-/// A domain's id; a name that nothing depends on.
-const DOMID: u16 = 1;
 /// Most bits of guest-physical addresses: what four levels of nested tables translate, less the
 /// bit that Xen keeps back as well.
 const PHYSICAL_BITS_MAX: u32 = 46;
@@ -53,8 +52,8 @@ enum StartError {
     Domain(xen_abi::ConfigError),
     /// The console did not take the guest.
     Console(AttachError),
-    /// The guest's store could not be filled.
-    Store(xenstore::Errno),
+    /// The store did not take the guest.
+    Store(sdk::store::Error),
     /// No event channel for console or store.
     Port(xen_abi::Errno),
 }
@@ -75,7 +74,7 @@ impl core::fmt::Display for StartError {
             StartError::Map(error) => write!(f, "ring pages not mapped: {error:?}"),
             StartError::Domain(error) => write!(f, "not a domain that Xen has: {error:?}"),
             StartError::Console(error) => write!(f, "no console: {error:?}"),
-            StartError::Store(error) => write!(f, "store not filled: {error:?}"),
+            StartError::Store(error) => write!(f, "no store: {error:?}"),
             StartError::Port(error) => write!(f, "no event channel: {error:?}"),
         }
     }
@@ -155,16 +154,12 @@ fn start(env: &Env) -> Result<Service, StartError> {
         .map_err(StartError::Port)?;
     let store_port = domain.alloc_service_port(STORE).map_err(StartError::Port)?;
     domain.set_service_ports(store_port, console_port);
-    let facts = Facts {
-        domain: DOMID,
-        name: &guest.name,
-        vcpus,
-        memory_kib: guest.memory_bytes / 1024,
-        console: (layout::CONSOLE_GFN, console_port),
-        store: (layout::STORE_GFN, store_port),
+    let rings = Rings {
+        console_frame: layout::CONSOLE_GFN,
+        console_port,
+        store_frame: layout::STORE_GFN,
+        store_port,
     };
-    let store =
-        StoreRing::new(layout::STORE_GFN * layout::PAGE, &facts).map_err(StartError::Store)?;
     let service = env.notification();
     let mut mailboxes = Vec::new();
     for index in 0..vcpus {
@@ -199,6 +194,14 @@ fn start(env: &Env) -> Result<Service, StartError> {
         }
         None => None,
     };
+    let store = match env.wire("store") {
+        Some(endpoint) => {
+            let server = attach_store(EndpointTransport(endpoint), rings, service)?;
+            let ring = StoreRing::new(layout::STORE_GFN * layout::PAGE, StoreServer(server));
+            Some((ring, store_port))
+        }
+        None => None,
+    };
     start_vcpus(env, guest, &built, shared, space)?;
     let ring = GuestRing {
         address: layout::CONSOLE_GFN * layout::PAGE,
@@ -207,8 +210,20 @@ fn start(env: &Env) -> Result<Service, StartError> {
         shared,
         console: (ring, console_port),
         attached,
-        store: (store, store_port),
+        store,
     })
+}
+
+/// Introduces the domain to the store, which fills in what its guest finds there.
+fn attach_store(
+    transport: EndpointTransport,
+    rings: Rings,
+    own: Cap<cap::Notification>,
+) -> Result<sdk::store::Store, StartError> {
+    let wake = own
+        .mint(Rights::SIGNAL, shared::service::STORE)
+        .map_err(core_error("the store's notification"))?;
+    sdk::store::Store::attach(transport, Some(rings), wake).map_err(StartError::Store)
 }
 
 /// Bits of guest-physical addresses on this machine.
@@ -226,7 +241,7 @@ fn configuration(machine: &Machine, guest: &GuestStart, ram: &Ram, vcpus: u32) -
     let wallclock = u128::from(machine.wall_seconds) * 1_000_000_000
         + u128::from(since) * 1_000_000 / u128::from(khz);
     Config {
-        domid: DOMID,
+        domid: guest.domain,
         vcpus,
         pages,
         max_pages: pages,

@@ -1,6 +1,8 @@
-//! The service thread: carries bytes between the guest's console ring and the console component,
-//! serves the guest's xenstore, and tells root when the domain stops. It runs when its notification has bits, otherwise not.
+//! The service thread: carries bytes between the guest's console ring and the console component, and
+//! messages between its store ring and the store, and tells root when the domain stops. It runs when
+//! its notification has bits, otherwise not.
 
+use alloc::vec::Vec;
 use core::fmt::Write;
 
 use idl::console::ClientKind;
@@ -13,7 +15,7 @@ use crate::env::{Effects, NOBODY};
 use crate::shared::{Shared, service};
 use crate::stop::Reason;
 use vmm_guest::console::GuestRing;
-use vmm_guest::store::StoreRing;
+use vmm_guest::store::{Gone, Server, StoreRing};
 
 /// Attaches the guest to the console component.
 pub fn attach(
@@ -27,6 +29,29 @@ pub fn attach(
     console::attach(transport, guest, ClientKind::Guest, wake)
 }
 
+/// The store at the other end of the guest's ring.
+pub struct StoreServer(pub sdk::store::Store);
+
+fn gone(error: sdk::store::Error) -> Gone {
+    log::error!("the guest's store is gone: {error:?}");
+    Gone
+}
+
+impl Server for StoreServer {
+    fn exchange(&mut self, message: &[u8]) -> Result<Vec<u8>, Gone> {
+        self.0.exchange(message).map_err(gone)
+    }
+
+    fn events(&mut self) -> Result<Vec<u8>, Gone> {
+        let mut events = Vec::new();
+        // What is fetched may be less than one event.
+        while events.is_empty() && self.0.has_events() {
+            events = self.0.fetch().map_err(gone)?;
+        }
+        Ok(events)
+    }
+}
+
 /// What the service thread serves.
 pub struct Service {
     /// What all threads share.
@@ -35,8 +60,8 @@ pub struct Service {
     pub console: (GuestRing, u32),
     /// Where the console comes out, if anywhere.
     pub attached: Option<Attached>,
-    /// The guest's store and its event channel.
-    pub store: (StoreRing, u32),
+    /// The guest's store ring and its event channel, if it is wired to a store.
+    pub store: Option<(StoreRing<StoreServer>, u32)>,
 }
 
 impl Service {
@@ -77,9 +102,16 @@ impl Service {
             if gone {
                 self.attached = None;
             }
-            if bits & service::GUEST_STORE != 0 && self.store.0.serve(&shared.ram).unwrap_or(false)
+            let store = bits & (service::GUEST_STORE | service::STORE | PEERS);
+            if let Some((ring, port)) = &mut self.store
+                && store != 0
             {
-                notify_guest(shared, self.store.1);
+                if store != service::GUEST_STORE {
+                    ring.server.0.woken();
+                }
+                if ring.serve(&shared.ram).unwrap_or(false) {
+                    notify_guest(shared, *port);
+                }
             }
             if bits & service::STOPPED != 0
                 && let Some(reason) = shared.stop.reason()

@@ -135,6 +135,8 @@ pub mod service {
     pub const STOPPED: u64 = 1 << 2;
     /// The guest sent an event for its xenstore ring.
     pub const GUEST_STORE: u64 = 1 << 3;
+    /// The store has watch events for the guest.
+    pub const STORE: u64 = 1 << 4;
 }
 
 impl Shared {

@@ -1,14 +1,14 @@
-//! The guest's xenstore: its ring page (Xen public/io/xs_wire.h) and what a toolstack would have
-//! put into its store. So far each guest has a store of its own, in here; nobody else sees it.
+//! The guest's side of the xenstore: its ring page (Xen public/io/xs_wire.h). Whole messages go to the
+//! store, answers and watch events come back; what they mean is nobody's business here.
 //!
 //! The ring is the guest's to write at any time. Requests are taken only while the answers to
 //! earlier ones fit, so that a guest that does not read costs no memory.
 
-use alloc::format;
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use idl::xs_wire::{Header, PAYLOAD_MAX};
 use xen_abi::{GuestMemory, Unbacked};
-use xenstore::{Access, Connection, Permission, Store};
 
 /// Bytes of each ring: requests at offset 0, answers after them.
 const SIZE: u32 = 1024;
@@ -23,129 +23,127 @@ const ERROR_INDEX: u32 = 2;
 /// Bytes that may wait for the guest before requests have to wait.
 const BACKLOG: usize = 8192;
 
-/// What the store says of a guest.
-pub struct Facts<'a> {
-    /// Domain id.
-    pub domain: u16,
-    /// Its name.
-    pub name: &'a str,
-    /// Number of vCPUs.
-    pub vcpus: u32,
-    /// Memory in KiB.
-    pub memory_kib: u64,
-    /// Frame of its console ring, and the port.
-    pub console: (u64, u32),
-    /// Frame of its store ring, and the port.
-    pub store: (u64, u32),
+/// The store is down for good, or does not serve this guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+/// Where messages go.
+pub trait Server {
+    /// Hands on a whole message; the whole answer.
+    fn exchange(&mut self, message: &[u8]) -> Result<Vec<u8>, Gone>;
+    /// Watch events as whole messages; none if none wait.
+    fn events(&mut self) -> Result<Vec<u8>, Gone>;
 }
 
-/// Nodes that the guest may write: its answers to orders, and facts about itself.
-const OWN: [&str; 10] = [
-    "control/shutdown",
-    "control/feature-poweroff",
-    "control/feature-reboot",
-    "control/feature-suspend",
-    "control/sysrq",
-    "data",
-    "drivers",
-    "feature",
-    "attr",
-    "error",
-];
-
-/// A guest's store and its ring.
-pub struct StoreRing {
+/// A guest's store ring.
+pub struct StoreRing<S> {
     /// Guest-physical address of the page.
     address: u64,
-    connection: Connection,
+    /// The store.
+    pub server: S,
+    input: Vec<u8>,
+    output: VecDeque<u8>,
     broken: bool,
 }
 
-/// The store as a toolstack leaves it for a PVH guest without devices (libxl's layout).
-fn fill(facts: &Facts<'_>) -> Result<Store, xenstore::Errno> {
-    let mut store = Store::new();
-    let home = format!("/local/domain/{}", facts.domain);
-    let entry = |domain, access| Permission { domain, access };
-    let read_only = || Vec::from([entry(0, Access::None), entry(facts.domain, Access::Read)]);
-    store.make(&home, 0)?;
-    store.set_permissions(&home, read_only(), 0)?;
-    let mut put =
-        |path: &str, value: &str| store.write(&format!("{home}/{path}"), value.as_bytes(), 0);
-    put("name", facts.name)?;
-    put("domid", &format!("{}", facts.domain))?;
-    for vcpu in 0..facts.vcpus {
-        put(&format!("cpu/{vcpu}/availability"), "online")?;
-    }
-    let memory = format!("{}", facts.memory_kib);
-    put("memory/static-max", &memory)?;
-    put("memory/target", &memory)?;
-    put("console/ring-ref", &format!("{}", facts.console.0))?;
-    put("console/port", &format!("{}", facts.console.1))?;
-    put("console/type", "xenconsoled")?;
-    put("store/ring-ref", &format!("{}", facts.store.0))?;
-    put("store/port", &format!("{}", facts.store.1))?;
-    put("device", "")?;
-    for own in OWN {
-        put(own, "")?;
-    }
-    for own in OWN {
-        let owner = Vec::from([entry(facts.domain, Access::None)]);
-        store.set_permissions(&format!("{home}/{own}"), owner, 0)?;
-    }
-    Ok(store)
-}
-
-impl StoreRing {
-    /// The store of a guest whose ring page is at guest-physical `address`.
-    pub fn new(address: u64, facts: &Facts<'_>) -> Result<StoreRing, xenstore::Errno> {
-        Ok(StoreRing {
+impl<S: Server> StoreRing<S> {
+    /// The ring page at guest-physical `address`.
+    pub fn new(address: u64, server: S) -> StoreRing<S> {
+        StoreRing {
             address,
-            connection: Connection::new(facts.domain, fill(facts)?),
+            server,
+            input: Vec::new(),
+            output: VecDeque::new(),
             broken: false,
-        })
+        }
     }
 
-    /// Carries out what the guest asked and gives it answers, as far as there is room. Answers
-    /// whether anything moved: then the guest is to be told.
+    /// Carries out what the guest asked and gives it answers and events, as far as there is room.
+    /// Answers whether anything moved: then the guest is to be told.
     pub fn serve<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Unbacked> {
-        if self.broken {
-            return Ok(false);
-        }
         let mut moved = false;
         // Each turn empties what the guest could put into the ring meanwhile; a guest that goes on
         // for ever gets its next turn with its next event.
         for _ in 0..16 {
+            if self.broken {
+                break;
+            }
             let took = self.requests(memory)?;
-            let gave = self.answers(memory)?;
+            let gave = !self.broken && self.answers(memory)?;
             moved |= took || gave;
-            if !took || self.broken {
+            if !took {
                 break;
             }
         }
         Ok(moved)
     }
 
+    /// Takes requests and events while there is room for what they lead to; true if there were some.
     fn requests<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Unbacked> {
+        let mut any = false;
+        while self.output.len() <= BACKLOG {
+            let message = match self.message() {
+                Ok(message) => message,
+                Err(()) => return self.break_off(memory, ERROR_COMMUNICATION),
+            };
+            let outcome = match message {
+                Some(message) => self.server.exchange(&message),
+                None => match self.pull(memory)? {
+                    Pulled::Some => {
+                        any = true;
+                        continue;
+                    }
+                    Pulled::Broken => return Ok(true),
+                    Pulled::None => self.server.events(),
+                },
+            };
+            match outcome {
+                Ok(bytes) if bytes.is_empty() => break,
+                Ok(bytes) => self.output.extend(bytes),
+                Err(Gone) => return self.break_off(memory, ERROR_COMMUNICATION),
+            }
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// The next request that is whole, or that the guest's stream makes no sense.
+    fn message(&mut self) -> Result<Option<Vec<u8>>, ()> {
+        let Some(head) = self.input.first_chunk() else {
+            return Ok(None);
+        };
+        let length = Header::decode(head).length as usize;
+        if length > PAYLOAD_MAX {
+            return Err(());
+        }
+        let end = Header::BYTES + length;
+        if self.input.len() < end {
+            return Ok(None);
+        }
+        let rest = self.input.split_off(end);
+        Ok(Some(core::mem::replace(&mut self.input, rest)))
+    }
+
+    /// Takes what is in the ring.
+    fn pull<M: GuestMemory>(&mut self, memory: &M) -> Result<Pulled, Unbacked> {
         let consumer = memory.read_u32(self.address + REQUEST_CONS)?;
         let producer = memory.read_u32(self.address + REQUEST_PROD)?;
         let used = producer.wrapping_sub(consumer);
         if used > SIZE {
-            return self.break_off(memory, ERROR_INDEX);
+            self.break_off(memory, ERROR_INDEX)?;
+            return Ok(Pulled::Broken);
         }
-        if used == 0 || self.connection.pending() > BACKLOG {
-            return Ok(false);
+        if used == 0 {
+            return Ok(Pulled::None);
         }
         let mut ring = [0; SIZE as usize];
         memory.read(self.address, &mut ring)?;
         let start = (consumer % SIZE) as usize;
         ring.rotate_left(start);
         let requests = ring.get(..used as usize).unwrap_or(&[]);
-        let received = self.connection.receive(requests);
+        self.input.extend_from_slice(requests);
         memory.write_u32(self.address + REQUEST_CONS, producer)?;
-        if received.is_err() {
-            return self.break_off(memory, ERROR_COMMUNICATION);
-        }
-        Ok(true)
+        Ok(Pulled::Some)
     }
 
     fn answers<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Unbacked> {
@@ -157,9 +155,10 @@ impl StoreRing {
         }
         let mut room = SIZE - used;
         let mut moved = false;
-        while room > 0 && self.connection.pending() > 0 {
+        while room > 0 && !self.output.is_empty() {
             let start = producer % SIZE;
-            let piece = self.connection.take(room.min(SIZE - start) as usize);
+            let count = self.output.len().min(room.min(SIZE - start) as usize);
+            let piece: Vec<u8> = self.output.drain(..count).collect();
             memory.write(self.address + u64::from(SIZE + start), &piece)?;
             producer = producer.wrapping_add(piece.len() as u32);
             room -= piece.len() as u32;
@@ -178,6 +177,13 @@ impl StoreRing {
         memory.write_u32(self.address + ERROR, error)?;
         Ok(true)
     }
+}
+
+/// What was in the ring.
+enum Pulled {
+    Some,
+    None,
+    Broken,
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 
-use crate::wire::Errno;
+use idl::xs_wire::Errno;
 
 /// Longest absolute path (`XENSTORE_ABS_PATH_MAX`).
 const ABSOLUTE_MAX: usize = 3072;

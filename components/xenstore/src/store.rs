@@ -1,312 +1,123 @@
-//! The tree: absolute paths, values, permissions.
+//! The tree: absolute paths, what is there, when it changed, and who has how much of it.
 
 use alloc::collections::BTreeMap;
-use alloc::rc::Rc;
 use alloc::string::{String, ToString};
-use alloc::vec::Vec;
 
-use crate::path::{below, parent};
-use crate::quota;
-use crate::wire::Errno;
+use crate::path::parent;
+use crate::record::Content;
 
-/// The toolstack's domain: everything is allowed to it.
-pub const PRIVILEGED: u16 = 0;
-
-/// What somebody may do with a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Nothing.
-    None,
-    /// Read it.
-    Read,
-    /// Write it.
-    Write,
-    /// Both.
-    Both,
-}
-
-impl Access {
-    /// The letter on the wire.
-    pub const fn letter(self) -> char {
-        match self {
-            Access::None => 'n',
-            Access::Read => 'r',
-            Access::Write => 'w',
-            Access::Both => 'b',
-        }
-    }
-
-    /// The access with this letter.
-    pub const fn from_letter(letter: char) -> Option<Access> {
-        Some(match letter {
-            'n' => Access::None,
-            'r' => Access::Read,
-            'w' => Access::Write,
-            'b' => Access::Both,
-            _ => return None,
-        })
-    }
-
-    const fn covers(self, wanted: Access) -> bool {
-        matches!(
-            (self, wanted),
-            (Access::Both, _)
-                | (Access::Read, Access::Read)
-                | (Access::Write, Access::Write)
-                | (_, Access::None)
-        )
-    }
-}
-
-/// One domain's access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Permission {
-    /// Who.
-    pub domain: u16,
-    /// What.
-    pub access: Access,
-}
-
-/// A node's permissions: the first names the owner, who may do everything, and what those may do
-/// that no other entry names.
-pub type Permissions = Vec<Permission>;
-
+/// A node.
 #[derive(Clone, Debug)]
-struct Node {
-    value: Rc<[u8]>,
-    permissions: Permissions,
+pub struct Node {
+    /// What it holds.
+    pub content: Content,
+    /// When it, or the list of its children, changed last: a count of changes.
+    pub changed: u64,
 }
 
-impl Node {
-    fn owner(&self) -> u16 {
-        self.permissions
-            .first()
-            .map_or(PRIVILEGED, |permission| permission.domain)
-    }
-
-    fn allows(&self, domain: u16, wanted: Access) -> bool {
-        if domain == PRIVILEGED || self.owner() == domain {
-            return true;
-        }
-        let named = self
-            .permissions
-            .iter()
-            .skip(1)
-            .find(|permission| permission.domain == domain)
-            .or(self.permissions.first());
-        named.is_some_and(|permission| permission.access.covers(wanted))
-    }
+/// What a domain's nodes come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// How many.
+    pub nodes: usize,
+    /// Their bytes in the journal.
+    pub bytes: usize,
 }
 
-/// A store.
-#[derive(Clone, Debug)]
+/// All nodes.
+#[derive(Clone, Debug, Default)]
 pub struct Store {
     nodes: BTreeMap<String, Node>,
-    /// Counts changes.
-    generation: u64,
-}
-
-impl Default for Store {
-    fn default() -> Self {
-        let root = Node {
-            value: Rc::from([]),
-            permissions: Vec::from([Permission {
-                domain: PRIVILEGED,
-                access: Access::None,
-            }]),
-        };
-        Store {
-            nodes: BTreeMap::from([("/".to_string(), root)]),
-            generation: 0,
-        }
-    }
+    clock: u64,
+    usage: BTreeMap<u16, Usage>,
 }
 
 impl Store {
-    /// An empty store.
-    pub fn new() -> Store {
-        Store::default()
+    /// The node there.
+    pub fn get(&self, path: &str) -> Option<&Node> {
+        self.nodes.get(path)
     }
 
-    /// Changes so far.
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation
+    /// All paths and nodes, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(path, node)| (path.as_str(), node))
     }
 
-    fn node(&self, path: &str, domain: u16, wanted: Access) -> Result<&Node, Errno> {
-        match self.nodes.get(path) {
-            Some(node) if node.allows(domain, wanted) => Ok(node),
-            Some(_) => Err(Errno::Acces),
-            // Whether something is there is told to those who may read the parent.
-            None => match self.ancestor(path) {
-                Some(node) if node.allows(domain, Access::Read) => Err(Errno::NoEnt),
-                _ => Err(Errno::Acces),
-            },
-        }
-    }
-
-    fn ancestor(&self, path: &str) -> Option<&Node> {
-        let mut path = path;
-        loop {
-            path = parent(path)?;
-            if let Some(node) = self.nodes.get(path) {
-                return Some(node);
-            }
-        }
-    }
-
-    /// A node's value.
-    pub fn read(&self, path: &str, domain: u16) -> Result<&[u8], Errno> {
-        Ok(&self.node(path, domain, Access::Read)?.value)
-    }
-
-    /// A node's permissions.
-    pub fn permissions(&self, path: &str, domain: u16) -> Result<&Permissions, Errno> {
-        Ok(&self.node(path, domain, Access::Read)?.permissions)
-    }
-
-    /// Names of a node's children, in order.
-    pub fn directory(
-        &self,
-        path: &str,
-        domain: u16,
-    ) -> Result<impl Iterator<Item = &str> + use<'_>, Errno> {
-        self.node(path, domain, Access::Read)?;
-        let prefix = if path == "/" {
-            path.to_string()
-        } else {
-            alloc::format!("{path}/")
+    /// Paths and nodes below `path`, without itself, in order.
+    pub fn below(&self, path: &str) -> impl Iterator<Item = (&str, &Node)> {
+        let prefix = match path {
+            "/" => path.to_string(),
+            _ => alloc::format!("{path}/"),
         };
-        let start = prefix.clone();
-        Ok(self
-            .nodes
-            .range(start..)
-            .map_while(move |(name, _)| name.strip_prefix(prefix.as_str()))
-            .filter(|rest| !rest.is_empty() && !rest.contains('/')))
+        self.nodes
+            .range(prefix.clone()..)
+            .take_while(move |(name, _)| name.starts_with(prefix.as_str()))
+            .map(|(name, node)| (name.as_str(), node))
+            .filter(|(name, _)| *name != "/")
     }
 
-    fn check_quota(&self, path: &str, value: usize, domain: u16) -> Result<(), Errno> {
-        if domain == PRIVILEGED {
-            return Ok(());
-        }
-        let owned = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| node.owner() == domain)
-            .map(|(path, node)| path.len() + node.value.len())
-            .sum::<usize>();
-        let entry = path.len() + value;
-        if entry > quota::ENTRY || owned + entry > quota::BYTES {
-            return Err(Errno::NoSpc);
-        }
-        Ok(())
+    /// What a domain has.
+    pub fn usage(&self, domain: u16) -> Usage {
+        self.usage.get(&domain).copied().unwrap_or_default()
     }
 
-    /// Makes a node with what is missing above it. New nodes inherit the permissions of what they
-    /// are below, and belong to who made them. Answers whether it is new.
-    pub fn make(&mut self, path: &str, domain: u16) -> Result<bool, Errno> {
-        match self.node(path, domain, Access::Write) {
-            Ok(_) => return Ok(false),
-            Err(Errno::NoEnt) => {}
-            Err(error) if self.nodes.contains_key(path) => return Err(error),
-            Err(_) => {}
-        }
-        let above = self.ancestor(path).ok_or(Errno::NoEnt)?;
-        if !above.allows(domain, Access::Write) {
-            return Err(Errno::Acces);
-        }
-        let mut permissions = above.permissions.clone();
-        if domain != PRIVILEGED
-            && let Some(owner) = permissions.first_mut()
-        {
-            owner.domain = domain;
-        }
-        let mut missing = Vec::new();
-        let mut next = Some(path);
-        while let Some(path) = next
-            && !self.nodes.contains_key(path)
-        {
-            missing.push(path.to_string());
-            next = parent(path);
-        }
-        if domain != PRIVILEGED {
-            let owned = self
-                .nodes
-                .values()
-                .filter(|node| node.owner() == domain)
-                .count();
-            if owned + missing.len() > quota::NODES {
-                return Err(Errno::NoSpc);
+    /// Bytes of all nodes in the journal.
+    pub fn bytes(&self) -> usize {
+        self.usage.values().map(|usage| usage.bytes).sum()
+    }
+
+    fn charge(&mut self, path: &str, content: &Content) {
+        let usage = self.usage.entry(content.owner()).or_default();
+        usage.nodes += 1;
+        usage.bytes += content.cost(path);
+    }
+
+    fn refund(&mut self, path: &str, content: &Content) {
+        let owner = content.owner();
+        if let Some(usage) = self.usage.get_mut(&owner) {
+            usage.nodes = usage.nodes.saturating_sub(1);
+            usage.bytes = usage.bytes.saturating_sub(content.cost(path));
+            if usage.nodes == 0 {
+                self.usage.remove(&owner);
             }
         }
-        self.check_quota(path, 0, domain)?;
-        for path in missing {
-            let node = Node {
-                value: Rc::from([]),
-                permissions: permissions.clone(),
-            };
-            self.nodes.insert(path, node);
+    }
+
+    fn touch_parent(&mut self, path: &str) {
+        let clock = self.clock;
+        if let Some(node) = parent(path).and_then(|path| self.nodes.get_mut(path)) {
+            node.changed = clock;
         }
-        self.generation += 1;
-        Ok(true)
     }
 
-    /// Sets a value, making the node if need be.
-    pub fn write(&mut self, path: &str, value: &[u8], domain: u16) -> Result<(), Errno> {
-        self.check_quota(path, value.len(), domain)?;
-        self.make(path, domain)?;
-        let node = self.nodes.get_mut(path).ok_or(Errno::NoEnt)?;
-        node.value = Rc::from(value);
-        self.generation += 1;
-        Ok(())
+    /// Sets what is at `path`.
+    pub fn put(&mut self, path: String, content: Content) {
+        self.clock += 1;
+        self.charge(&path, &content);
+        let node = Node {
+            content,
+            changed: self.clock,
+        };
+        match self.nodes.insert(path.clone(), node) {
+            Some(old) => self.refund(&path, &old.content),
+            None => self.touch_parent(&path),
+        }
     }
 
-    /// Removes a node and everything below. Removing what is not there is fine if its parent is.
-    pub fn remove(&mut self, path: &str, domain: u16) -> Result<(), Errno> {
+    /// Removes a node and everything below; the root stays.
+    pub fn remove(&mut self, path: &str) {
         if path == "/" {
-            return Err(Errno::Inval);
+            return;
         }
-        match self.node(path, domain, Access::Write) {
-            Err(Errno::NoEnt) => {
-                let above = parent(path).and_then(|path| self.nodes.get(path));
-                return match above {
-                    Some(node) if node.allows(domain, Access::Write) => Ok(()),
-                    Some(_) => Err(Errno::Acces),
-                    None => Err(Errno::NoEnt),
-                };
-            }
-            other => other?,
-        };
-        self.nodes.retain(|name, _| !below(name, path));
-        self.generation += 1;
-        Ok(())
-    }
-
-    /// Sets permissions; only the owner may, and only the privileged may give a node away.
-    pub fn set_permissions(
-        &mut self,
-        path: &str,
-        permissions: Permissions,
-        domain: u16,
-    ) -> Result<(), Errno> {
-        let owner = self.node(path, domain, Access::Write)?.owner();
-        if domain != PRIVILEGED {
-            if owner != domain {
-                return Err(Errno::Acces);
-            }
-            if permissions.len() > quota::PERMISSIONS {
-                return Err(Errno::NoSpc);
-            }
-            if permissions
-                .first()
-                .is_none_or(|first| first.domain != owner)
-            {
-                return Err(Errno::Acces);
+        self.clock += 1;
+        let mut gone: alloc::vec::Vec<String> =
+            self.below(path).map(|(name, _)| name.to_string()).collect();
+        gone.push(path.to_string());
+        for path in gone {
+            if let Some(old) = self.nodes.remove(&path) {
+                self.refund(&path, &old.content);
             }
         }
-        let node = self.nodes.get_mut(path).ok_or(Errno::NoEnt)?;
-        node.permissions = permissions;
-        self.generation += 1;
-        Ok(())
+        self.touch_parent(path);
     }
 }

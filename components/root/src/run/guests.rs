@@ -70,6 +70,7 @@ impl System {
                 true
             }
         };
+        self.tell_of_domains();
         if !started {
             return self.guest_event(index, Event::ComponentDied);
         }
@@ -143,6 +144,7 @@ impl System {
             memory_bytes: 0,
             frame_slot: 0,
             frame_count: 0,
+            domain: root_plan::plan::domain(index),
             vcpus: guest.vcpus.len() as u32,
             vcpu_threads: heapless::Vec::new(),
             kernel: None,

@@ -160,7 +160,8 @@ impl HardwareServer for Desk<'_> {
     }
 }
 
-/// Frames of 2 MiB for devices, one after the other in physical memory.
+/// Frames of 2 MiB for devices, and for what outlives components, one after the other in physical
+/// memory.
 #[derive(Clone, Copy, Default)]
 pub struct DmaMemory {
     all: DmaRight,
@@ -174,7 +175,9 @@ impl DmaMemory {
         let each = manifest.components.iter().enumerate();
         each.map(|(index, component)| {
             let shared = large_frames(component.client_bytes).saturating_mul(clients(index));
-            large_frames(component.dma_bytes).saturating_add(shared)
+            large_frames(component.dma_bytes)
+                .saturating_add(large_frames(component.keep_bytes))
+                .saturating_add(shared)
         })
         .fold(0, u32::saturating_add)
     }
@@ -194,7 +197,7 @@ impl DmaMemory {
         let first = slots::take_run(count).ok_or(Status::SlotOccupied)?;
         memory.retype_in::<cap::Frame>(ORDER_2M, OWN, first, count)?;
         log::info!(
-            "{} MiB for devices at {bus:#x}",
+            "{} MiB for devices at {bus:#x}, and for what outlives components",
             (u64::from(count) * LARGE) >> 20
         );
         // Nothing else was cut off meanwhile: else the address is not what it was taken for.
@@ -234,6 +237,8 @@ impl System {
         for (index, component) in self.manifest.components.iter().enumerate() {
             let mut take = |bytes: u64| self.tools.bank.dma.take(bytes);
             let dma = take(component.dma_bytes).unwrap_or_default();
+            // Nobody knows its address, and no device has a right to it.
+            let keep = take(component.keep_bytes).unwrap_or_default();
             let mut shares = Vec::new();
             if component.client_bytes > 0 {
                 for client in clients(&self.manifest, &self.places, index) {
@@ -243,7 +248,7 @@ impl System {
                 }
             }
             if let Some(place) = self.places.get_mut(index) {
-                (place.dma, place.shares) = (dma, shares);
+                (place.dma, place.keep, place.shares) = (dma, keep, shares);
             }
         }
     }

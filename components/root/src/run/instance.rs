@@ -71,6 +71,8 @@ pub struct Order<'a> {
     pub attach: Option<Cap<cap::Frame>>,
     /// For drivers: memory for their device.
     pub dma: DmaRight,
+    /// Memory that it had before, if it ran before.
+    pub keep: DmaRight,
     /// For servers that share memory with clients: with whom.
     pub shares: &'a [Share],
     /// Physical addresses are told: there is no IOMMU that makes them nobody's business.
@@ -165,7 +167,7 @@ impl Instance {
         let shared: u32 = order.shares.iter().map(|share| share.memory.count).sum();
         let rings = order.ring_pages.map_or(0, |(_, count)| count);
         // Devices' memory is mapped twice: for the component and for the device.
-        let frames = u64::from(guest + rings + 2 * (shared + order.dma.count));
+        let frames = u64::from(guest + rings + 2 * (shared + order.dma.count) + order.keep.count);
         let size = plan::size(
             order.component,
             &tools.info.object_frames,
@@ -337,6 +339,7 @@ impl Instance {
             }
         }
         facts.dma = give_dma(&mut wiring, &order.dma, order.tell_bus)?;
+        facts.keep = give_dma(&mut wiring, &order.keep, false)?;
         for share in order.shares {
             let given = Share {
                 client: share.client,

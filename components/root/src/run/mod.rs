@@ -3,6 +3,7 @@
 mod admin;
 mod bank;
 mod content;
+mod domains;
 mod exit;
 mod guests;
 mod hardware;

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use idl::admin::Admin;
 use idl::builder::Builder;
+use idl::domains::Domains;
 use idl::hardware::Hardware as HardwareInterface;
 use idl::manifest::{Component, Manifest};
 use idl::name;
@@ -23,6 +24,7 @@ use sdk::startup::{CLIENTS_MAX, DmaRight, Machine, Share};
 
 use super::admin::{self, Kills};
 use super::bank::Bank;
+use super::domains;
 use super::guests::GuestPlace;
 use super::hardware::{self, DmaMemory, Hardware};
 use super::inbox::{Inbox, News};
@@ -38,6 +40,7 @@ const BUILDER: u64 = 2;
 const OPERATOR: u64 = 3;
 const ADMIN: u64 = 4;
 const HARDWARE: u64 = 5;
+const DOMAINS: u64 = 6;
 /// Bits for faults; instances share them round robin.
 pub(super) const FAULT_BITS: usize = 60;
 /// Ring pages that a console gets for each possible client: one for its log, one for its guest.
@@ -94,6 +97,8 @@ pub struct Place {
     pub(super) kept: Option<(Cap<cap::Memory>, u64)>,
     /// Memory for its device, for good.
     pub(super) dma: DmaRight,
+    /// Memory that each of its instances gets again.
+    pub(super) keep: DmaRight,
     /// Memory that it shares with clients, for good.
     pub(super) shares: Vec<Share>,
     /// The console's ring pages: clients keep theirs over its restarts.
@@ -153,6 +158,7 @@ impl System {
                 state: State::Waiting,
                 kept: None,
                 dma: DmaRight::default(),
+                keep: DmaRight::default(),
                 shares: Vec::new(),
                 rings: None,
                 instance: None,
@@ -299,6 +305,7 @@ impl System {
                     "operator" => OPERATOR,
                     "admin" => ADMIN,
                     "hardware" => HARDWARE,
+                    "domains" => DOMAINS,
                     _ => SUPERVISOR,
                 };
                 // Answers carry capabilities only where devices are handed out.
@@ -312,13 +319,14 @@ impl System {
                     self.manifest.components[*owner].name == server && *interface == need.interface
                 });
                 let rights = Rights::CALL.or(Rights::GRANT);
+                // A builder logs, but a guest's console and its domain's nodes are its VMM's.
+                let vmm = |guest: &usize| self.guests[*guest].vmm == index;
+                let guest = place.guest.filter(vmm);
                 let badge = match need.interface.as_str() {
                     "console" => {
-                        // A builder logs, but the guest's console is its VMM's.
-                        let vmm = |guest: &usize| self.guests[*guest].vmm == index;
-                        let guest = place.guest.filter(vmm);
                         plan::console_badge(&self.manifest, server, index as u32, guest).word()
                     }
+                    "store" => plan::store_badge(index as u32, place.guest, guest).word(),
                     _ => id,
                 };
                 (found.map(|(.., endpoint)| *endpoint), rights, badge)
@@ -377,6 +385,7 @@ impl System {
             attach: console.then_some(self.log.frame),
             ring_pages: place.rings,
             dma: place.dma,
+            keep: place.keep,
             shares: &place.shares,
             tell_bus,
             clients,
@@ -462,6 +471,13 @@ impl System {
                                 kills: &mut self.kills,
                             };
                             self.receiver.answer::<Admin, _>(message, &mut desk)
+                        }
+                        DOMAINS => {
+                            let mut desk = domains::Desk {
+                                manifest: &self.manifest,
+                                guests: &self.guests,
+                            };
+                            self.receiver.answer::<Domains, _>(message, &mut desk)
                         }
                         HARDWARE => {
                             let mut desk = hardware::Desk {

@@ -1,10 +1,13 @@
-//! Messages: header, types, error names (`public/io/xs_wire.h`).
+//! The xenstore's messages: header, types, error names (Xen public/io/xs_wire.h), and what may be in a
+//! guest's ring page. Used by the store, by what hands guests' messages on, and by clients.
 
 /// Most bytes of a message's payload (`XENSTORE_PAYLOAD_MAX`).
 pub const PAYLOAD_MAX: usize = 4096;
 
 /// Message types.
 pub mod kind {
+    /// Orders to the daemon itself.
+    pub const CONTROL: u32 = 0;
     /// Names of a node's children.
     pub const DIRECTORY: u32 = 1;
     /// A node's value.
@@ -19,6 +22,10 @@ pub mod kind {
     pub const TRANSACTION_START: u32 = 6;
     /// Ends a transaction.
     pub const TRANSACTION_END: u32 = 7;
+    /// A domain is there now: its id, the frame of its ring, the event channel.
+    pub const INTRODUCE: u32 = 8;
+    /// A domain is gone.
+    pub const RELEASE: u32 = 9;
     /// The path of a domain.
     pub const GET_DOMAIN_PATH: u32 = 10;
     /// Sets a value, making the node if need be.
@@ -35,6 +42,10 @@ pub mod kind {
     pub const ERROR: u32 = 16;
     /// Whether a domain is known.
     pub const IS_DOMAIN_INTRODUCED: u32 = 17;
+    /// A domain that was suspended runs again.
+    pub const RESUME: u32 = 18;
+    /// One domain gets the rights of another.
+    pub const SET_TARGET: u32 = 19;
     /// Removes all watches and transactions of the connection.
     pub const RESET_WATCHES: u32 = 21;
     /// A part of a long directory.
