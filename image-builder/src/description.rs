@@ -197,6 +197,8 @@ pub enum Input {
     },
     /// `builtin:busybox`: an initramfs with busybox and a shell on the console.
     Busybox,
+    /// `builtin:busybox+xenstore`: the same with Debian's xenstore tools.
+    BusyboxXenstore,
     /// `package:NAME`: a bare-metal ELF built from a package of this workspace.
     Package(String),
 }
@@ -239,7 +241,10 @@ impl Input {
                 })
             }
             "builtin" if rest == "busybox" => Ok(Input::Busybox),
-            "builtin" => Err("the only built-in file is builtin:busybox".into()),
+            "builtin" if rest == "busybox+xenstore" => Ok(Input::BusyboxXenstore),
+            "builtin" => {
+                Err("the built-in files are builtin:busybox and builtin:busybox+xenstore".into())
+            }
             "package" => Ok(Input::Package(rest.to_owned())),
             _ => Err(format!(
                 "there is no source {scheme:?}; write a path, debian:PACKAGE, builtin:busybox or package:NAME \

@@ -292,7 +292,9 @@ impl Inputs<'_> {
                 suite,
                 file,
             } => self.cache.file(package, suite.as_deref(), file),
-            Input::Busybox => self.cache.file("busybox-static", None, "bin/busybox"),
+            Input::Busybox | Input::BusyboxXenstore => {
+                self.cache.file("busybox-static", None, "bin/busybox")
+            }
             Input::Package(package) => {
                 let built = self.workspace.build(Flavour::Component, &[package])?;
                 built
@@ -307,7 +309,11 @@ impl Inputs<'_> {
         let path = self.path(input)?;
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         match input {
-            Input::Busybox => Ok(initramfs::busybox(&bytes)),
+            Input::Busybox => Ok(initramfs::busybox(&bytes, &[])),
+            Input::BusyboxXenstore => {
+                let tools = initramfs::xenstore_tools(&self.cache)?;
+                Ok(initramfs::busybox(&bytes, &tools))
+            }
             Input::Package(_) => elf::strip(&bytes),
             _ => Ok(bytes),
         }

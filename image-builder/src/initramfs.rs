@@ -1,5 +1,12 @@
 //! `builtin:busybox`: an initramfs (cpio, "newc") with busybox, a few folders and a script as
-//! first process that ends in a shell on the guest's console. Same input, same bytes.
+//! first process that ends in a shell on the guest's console; with more beside it where that is asked
+//! for. Same input, same bytes.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+
+use crate::debian::Cache;
 
 /// What runs first. It mounts what a shell needs; `poweroff -f` and `reboot -f` end the guest.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -22,16 +29,90 @@ while :; do
 done
 "#;
 
-/// The archive: `busybox` is the static binary.
-pub fn busybox(busybox: &[u8]) -> Vec<u8> {
+/// A file, folder or link of the archive.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    name: String,
+    mode: u32,
+    content: Vec<u8>,
+}
+
+const FOLDER: u32 = 0o040_755;
+const PROGRAM: u32 = 0o100_755;
+const LINK: u32 = 0o120_777;
+
+/// The archive: `busybox` is the static binary, `more` is put beside it.
+pub fn busybox(busybox: &[u8], more: &[Entry]) -> Vec<u8> {
     let mut out = Cpio::default();
     for folder in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
-        out.entry(folder, 0o040_755, (0, 0), &[]);
+        out.entry(folder, FOLDER, (0, 0), &[]);
     }
     out.entry("dev/console", 0o020_600, (5, 1), &[]);
-    out.entry("bin/busybox", 0o100_755, (0, 0), busybox);
-    out.entry("init", 0o100_755, (0, 0), INIT.as_bytes());
+    out.entry("bin/busybox", PROGRAM, (0, 0), busybox);
+    out.entry("init", PROGRAM, (0, 0), INIT.as_bytes());
+    for Entry {
+        name,
+        mode,
+        content,
+    } in more
+    {
+        out.entry(name, *mode, (0, 0), content);
+    }
     out.finish()
+}
+
+/// Where Debian 12 has libraries.
+const LIBRARIES: &str = "lib/x86_64-linux-gnu";
+/// The dynamic loader that Debian's programs name.
+const LOADER: &str = "ld-linux-x86-64.so.2";
+
+/// Debian's xenstore tools, and the libraries that they are linked with.
+pub fn xenstore_tools(cache: &Cache) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for folder in ["lib", LIBRARIES, "lib64"] {
+        entries.push(Entry {
+            name: folder.into(),
+            mode: FOLDER,
+            content: Vec::new(),
+        });
+    }
+    entries.push(Entry {
+        name: format!("lib64/{LOADER}"),
+        mode: LINK,
+        content: format!("/{LIBRARIES}/{LOADER}").into_bytes(),
+    });
+    let usr = format!("usr/{LIBRARIES}");
+    let wanted = [
+        ("xenstore-utils", "usr/bin", "bin", "xenstore"),
+        ("libxenstore4", usr.as_str(), LIBRARIES, "libxenstore.so"),
+        ("libxentoolcore1", usr.as_str(), LIBRARIES, "libxentoolcore.so"),
+        ("libc6", LIBRARIES, LIBRARIES, "libc.so"),
+        // For ending threads, which is how xenstore-watch ends.
+        ("libgcc-s1", LIBRARIES, LIBRARIES, "libgcc_s.so"),
+        ("libc6", LIBRARIES, LIBRARIES, LOADER),
+    ];
+    for (package, from, to, prefix) in wanted {
+        let folder = cache.folder(package, None, &format!("./{from}"))?.join(from);
+        let mut files: Vec<_> = fs::read_dir(&folder)?.collect::<Result<_, _>>()?;
+        files.retain(|file| file.file_name().to_string_lossy().starts_with(prefix));
+        files.sort_by_key(fs::DirEntry::file_name);
+        ensure!(!files.is_empty(), "package {package} has no {from}/{prefix}");
+        for file in files {
+            let name = format!("{to}/{}", file.file_name().to_string_lossy());
+            let (mode, content) = if file.file_type()?.is_symlink() {
+                let link = fs::read_link(file.path())?;
+                (LINK, link.to_string_lossy().into_owned().into_bytes())
+            } else {
+                (PROGRAM, fs::read(file.path())?)
+            };
+            entries.push(Entry {
+                name,
+                mode,
+                content,
+            });
+        }
+    }
+    Ok(entries)
 }
 
 /// A cpio archive in the "newc" format (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).

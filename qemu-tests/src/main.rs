@@ -3,7 +3,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`host`], [`boot`], [`guests`], [`hostile`], [`devices`], [`mod@iommu`], [`selftest`], [`restart`], [`size`], [`mod@bench`], [`against`], [`vmx`] | the groups |
+//! | [`host`], [`boot`], [`guests`], [`hostile`], [`devices`], [`mod@iommu`], [`store`], [`selftest`], [`restart`], [`size`], [`mod@bench`], [`against`], [`vmx`] | the groups |
 //! | [`session`] | a machine under test: type, wait, transcript |
 //! | [`machines`], [`bochs`] | images, each built once; where they boot |
 //! | [`report`] | claims, summary, skips |
@@ -33,6 +33,7 @@ mod session;
 mod shares;
 mod size;
 mod spec;
+mod store;
 mod vmx;
 mod xen;
 
@@ -114,6 +115,8 @@ enum Group {
     Oracle,
     /// Devices and what keeps them in their bounds.
     Iommu,
+    /// The store that guests and components share.
+    Store,
     /// The core's calls, driven from ring 3 on four CPUs; a component made from the template.
     Selftest,
     /// The core's object code against its specification.
@@ -134,6 +137,7 @@ const ALL: &[Group] = &[
     Group::Guests,
     Group::Hostile,
     Group::Iommu,
+    Group::Store,
     Group::Selftest,
     Group::Restart,
     Group::Bench,
@@ -180,6 +184,7 @@ fn run(cli: &Cli) -> Result<bool> {
                 | Group::Oracle
                 | Group::Restart
                 | Group::Iommu
+                | Group::Store
                 | Group::Selftest
                 | Group::Bench
         ) || *group == Group::Spec && (cli.planted || cli.deep)
@@ -212,6 +217,7 @@ fn run(cli: &Cli) -> Result<bool> {
                 devices::run(&mut machines, &mut report);
                 iommu::run(&mut machines, &mut report, cli.full);
             }
+            Group::Store => store::run(&mut machines, &mut report),
             Group::Oracle => xen::record::run(&mut machines, &mut report, cli.full, cli.again),
             Group::Selftest => {
                 selftest::run(&mut machines, &mut report);

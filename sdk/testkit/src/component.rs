@@ -135,7 +135,7 @@ impl Component {
         self
     }
 
-    /// The guest that it speaks for at a console, as a guest's VMM does.
+    /// The guest that it speaks for at a console and at a store, as a guest's VMM does.
     pub fn guest(mut self, name: &str) -> Component {
         self.guest = Some(name.into());
         self

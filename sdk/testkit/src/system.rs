@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use idl::console::{Badge, Console};
+use idl::store::{self, Store};
 use idl::{Interface, name};
 use microvisor_abi::{Kind, Rights};
 use sdk::entry::Env;
@@ -471,12 +472,16 @@ fn wire(state: &mut State, component: usize) -> Startup {
         let (cap, server) = (wire.cap, wire.server);
         let server = server.map_or("root".to_owned(), |s| state.name(s).to_owned());
         let rights = Rights::CALL.or(Rights::GRANT);
+        let speaks_for = guests(state).position(|(of, _)| of == component);
         let badge = match need.interface.as_str() {
             Console::NAME => Badge {
                 component: component as u32,
-                guest: guests(state)
-                    .position(|(of, _)| of == component)
-                    .map(|at| at as u32),
+                guest: speaks_for.map(|at| at as u32),
+            }
+            .word(),
+            Store::NAME => store::Badge {
+                component: component as u32,
+                domain: Some(speaks_for.map_or(0, |at| at as u16 + 1)),
             }
             .word(),
             _ => component as u64 + 1,
