@@ -55,6 +55,13 @@ pub enum Thing {
         /// Its size.
         mib: u64,
     },
+    /// Memory that every instance of a component gets again.
+    KeptMemory {
+        /// Whose.
+        component: String,
+        /// Its size.
+        mib: u64,
+    },
     /// Memory that a server shares with a client.
     SharedMemory {
         /// The server.
@@ -91,6 +98,9 @@ impl fmt::Display for Thing {
             Thing::Device(selector) => write!(f, "device {selector}"),
             Thing::DeviceMemory { driver, mib } => {
                 write!(f, "memory for the device of {} ({mib} MiB)", shown(driver))
+            }
+            Thing::KeptMemory { component, mib } => {
+                write!(f, "memory that outlives {} ({mib} MiB)", shown(component))
             }
             Thing::SharedMemory {
                 server,
@@ -237,6 +247,13 @@ impl Graph {
                 mib: mib(component.dma_bytes),
             };
             self.right(name, memory, "read and write, and let its device");
+        }
+        if component.keep_bytes > 0 {
+            let memory = Thing::KeptMemory {
+                component: name.to_owned(),
+                mib: mib(component.keep_bytes),
+            };
+            self.right(name, memory, "read and write");
         }
     }
 

@@ -85,18 +85,28 @@ pub fn xenstore_tools(cache: &Cache) -> Result<Vec<Entry>> {
     let wanted = [
         ("xenstore-utils", "usr/bin", "bin", "xenstore"),
         ("libxenstore4", usr.as_str(), LIBRARIES, "libxenstore.so"),
-        ("libxentoolcore1", usr.as_str(), LIBRARIES, "libxentoolcore.so"),
+        (
+            "libxentoolcore1",
+            usr.as_str(),
+            LIBRARIES,
+            "libxentoolcore.so",
+        ),
         ("libc6", LIBRARIES, LIBRARIES, "libc.so"),
         // For ending threads, which is how xenstore-watch ends.
         ("libgcc-s1", LIBRARIES, LIBRARIES, "libgcc_s.so"),
         ("libc6", LIBRARIES, LIBRARIES, LOADER),
     ];
     for (package, from, to, prefix) in wanted {
-        let folder = cache.folder(package, None, &format!("./{from}"))?.join(from);
+        let folder = cache
+            .folder(package, None, &format!("./{from}"))?
+            .join(from);
         let mut files: Vec<_> = fs::read_dir(&folder)?.collect::<Result<_, _>>()?;
         files.retain(|file| file.file_name().to_string_lossy().starts_with(prefix));
         files.sort_by_key(fs::DirEntry::file_name);
-        ensure!(!files.is_empty(), "package {package} has no {from}/{prefix}");
+        ensure!(
+            !files.is_empty(),
+            "package {package} has no {from}/{prefix}"
+        );
         for file in files {
             let name = format!("{to}/{}", file.file_name().to_string_lossy());
             let (mode, content) = if file.file_type()?.is_symlink() {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 fn packages() -> Packages {
     let mut packages = Packages::new();
-    for name in ["root", "builder", "vmm", "bench"] {
+    for name in ["root", "builder", "vmm", "xenstore", "bench"] {
         packages.insert(name.into(), Wishes::default());
     }
     let console = Wishes {
@@ -168,13 +168,24 @@ fn one_guest_is_a_whole_system() {
         .iter()
         .map(|c| c.name.as_str())
         .collect();
-    assert_eq!(names, ["console", "builder", "vmm"]);
+    assert_eq!(names, ["console", "builder", "vmm", "xenstore"]);
     let console = manifest.component("console").unwrap();
     assert_eq!((console.ports[0].first, console.ports[0].count), (0x3f8, 8));
     let vmm = manifest.component("vmm").unwrap();
     let servers: Vec<&str> = vmm.needs.iter().map(|n| n.server.as_str()).collect();
-    assert_eq!(servers, ["root", "console"]);
+    assert_eq!(servers, ["root", "console", "xenstore"]);
+    assert_eq!(manifest.component("xenstore").unwrap().keep_bytes, 8 << 20);
     assert_eq!(manifest.guests[0].vcpus, [0]);
+}
+
+#[test]
+fn a_system_without_guests_has_nothing_that_serves_only_them() {
+    let text = "[[component]]\nname = \"bench\"\nneeds = [\"console\"]\n";
+    assert_eq!(messages(text), []);
+    let (description, _) = read::text(Path::new("system.toml"), text.into());
+    let manifest = manifest::manifest(&description);
+    let names = manifest.components.iter().map(|c| c.name.as_str());
+    assert_eq!(names.collect::<Vec<_>>(), ["bench", "console"]);
 }
 
 #[test]

@@ -133,7 +133,8 @@ fn an_audit_names_every_holder() {
         "ports 0x3f8 to 0x3ff: console\n",
         "interrupt line 4: console\n",
         "file guests/two/kernel: builder-two\n",
-        "one: the core, root, builder-one, vmm-one; for services only: console\n",
+        "one: the core, root, builder-one, vmm-one; for services only: console, xenstore\n",
+        "memory that outlives xenstore (8 MiB): xenstore\n",
     ] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }

@@ -38,7 +38,9 @@ fn printed(session: &mut Session, command: &str) -> Result<String> {
 
 /// `[component] words`.
 fn is_log(line: &str) -> bool {
-    let name = line.strip_prefix('[').and_then(|rest| rest.split_once("] "));
+    let name = line
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "));
     name.is_some_and(|(name, _)| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
 }
 
@@ -58,7 +60,9 @@ fn fails(session: &mut Session, command: &str) -> Result<()> {
 /// Has a watch print its events into a file, and waits until the watch is set: then it has fired once.
 fn watch(session: &mut Session, path: &str) -> Result<()> {
     session.shell(
-        &format!("xenstore-watch {path} >/tmp/fired 2>&1 & until [ -s /tmp/fired ]; do sleep 1; done"),
+        &format!(
+            "xenstore-watch {path} >/tmp/fired 2>&1 & until [ -s /tmp/fired ]; do sleep 1; done"
+        ),
         SOON,
     )?;
     Ok(())
@@ -66,7 +70,9 @@ fn watch(session: &mut Session, path: &str) -> Result<()> {
 
 /// Waits until the watch has printed so many lines.
 fn fired(session: &mut Session, lines: u32, path: &str) -> Result<()> {
-    let waits = format!("until [ $(wc -l </tmp/fired) -ge {lines} ]; do sleep 1; done; tail -n 1 /tmp/fired");
+    let waits = format!(
+        "until [ $(wc -l </tmp/fired) -ge {lines} ]; do sleep 1; done; tail -n 1 /tmp/fired"
+    );
     says(session, &waits, path)
 }
 
@@ -147,7 +153,11 @@ const CLAIMS: &[Claim<Session>] = &[
         s.saw("[root] component xenstore: restarted (1)", SOON)?;
         s.saw("[xenstore] goes on after ", SOON)?;
         says(s, "xenstore-read data/shared data/a/b", "2\nhello")?;
-        says(s, "xenstore-write data/after 1; xenstore-read data/after", "1")
+        says(
+            s,
+            "xenstore-write data/after 1; xenstore-read data/after",
+            "1",
+        )
     }),
     ("watches_outlive_the_store", |s| {
         // Each fires once, as one may have been missed.

@@ -85,7 +85,11 @@ impl<A: Area> Journal<A> {
     /// answers whether something of it was damaged, and with all that follows was left out.
     pub fn open(area: A, mut apply: impl FnMut(Record)) -> (Journal<A>, bool) {
         let words = area.words();
-        let half = if words < LEAST { 0 } else { (words - FIRST) / 2 };
+        let half = if words < LEAST {
+            0
+        } else {
+            (words - FIRST) / 2
+        };
         let mut journal = Journal {
             area,
             half,

@@ -122,8 +122,7 @@ impl<'a> Request<'a> {
                 let given = text(first)?;
                 let same = |watch: &&Watch| watch.given == given && watch.token == token;
                 let watch = self.session.watches.iter().find(same).ok_or(Errno::NoEnt)?;
-                let record =
-                    Record::Unwatch(self.client, watch.given.clone(), watch.token.clone());
+                let record = Record::Unwatch(self.client, watch.given.clone(), watch.token.clone());
                 Ok(Outcome::ok(Vec::from([record])))
             }
             kind::RESET_WATCHES => Ok(Outcome::ok(Vec::from([Record::Reset(self.client)]))),
@@ -131,9 +130,7 @@ impl<'a> Request<'a> {
             kind::TRANSACTION_END => self.end(first),
             kind::GET_DOMAIN_PATH => {
                 let domain = number(first)?;
-                Ok(Outcome::answer(
-                    format!("{}\0", home(domain)).into_bytes(),
-                ))
+                Ok(Outcome::answer(format!("{}\0", home(domain)).into_bytes()))
             }
             kind::IS_DOMAIN_INTRODUCED => {
                 let known = self.known(number(first)?);
@@ -141,11 +138,7 @@ impl<'a> Request<'a> {
                     if known { b"T\0" } else { b"F\0" }.to_vec(),
                 ))
             }
-            kind::CONTROL
-            | kind::INTRODUCE
-            | kind::RELEASE
-            | kind::RESUME
-            | kind::SET_TARGET => {
+            kind::CONTROL | kind::INTRODUCE | kind::RELEASE | kind::RESUME | kind::SET_TARGET => {
                 if !self.who.is_privileged() {
                     return Err(Errno::Acces);
                 }

@@ -143,12 +143,7 @@ impl<A: Area> Server<A> {
         }
     }
 
-    fn begin(
-        &mut self,
-        client: u32,
-        domain: u16,
-        session: Session,
-    ) -> Result<(), StoreError> {
+    fn begin(&mut self, client: u32, domain: u16, session: Session) -> Result<(), StoreError> {
         match session {
             Session::Again => self.service.go_on(client, domain),
             Session::New(rings) => {

@@ -84,7 +84,8 @@ impl<A: Area> Service<A> {
             return Err(StoreError::Full);
         }
         let records = Vec::from([Record::Open(client, domain)]);
-        self.carry_out(records, &[]).map_err(|Full| StoreError::Full)
+        self.carry_out(records, &[])
+            .map_err(|Full| StoreError::Full)
     }
 
     /// A client goes on with its session: each of its watches fires.
@@ -180,12 +181,7 @@ impl<A: Area> Service<A> {
     }
 
     /// What follows `offset` of the last answer.
-    pub fn rest(
-        &self,
-        client: u32,
-        number: u32,
-        offset: u32,
-    ) -> Result<Piece<PIECE>, StoreError> {
+    pub fn rest(&self, client: u32, number: u32, offset: u32) -> Result<Piece<PIECE>, StoreError> {
         let session = self.state.sessions.get(&client);
         let session = session.ok_or(StoreError::NoSession)?;
         let rest = session.last.1.get(offset as usize..);
@@ -275,7 +271,11 @@ impl<A: Area> Service<A> {
         let mut events = Vec::new();
         for (client, session) in &self.state.sessions {
             let domain = session.domain;
-            let target = self.state.domains.get(&domain).and_then(|known| known.target);
+            let target = self
+                .state
+                .domains
+                .get(&domain)
+                .and_then(|known| known.target);
             let who = Who { domain, target };
             for watch in &session.watches {
                 let path = if below(&fired.path, &watch.path) {

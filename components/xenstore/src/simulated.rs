@@ -161,7 +161,11 @@ fn a_store_that_was_killed_goes_on_and_wakes_its_clients() {
     });
     system.drive("one", |_| one.write("data/x", b"2").unwrap());
     system.drive("two", |env| {
-        assert_eq!(env.notification().wait(NOW), Ok(2), "the new one knows whom");
+        assert_eq!(
+            env.notification().wait(NOW),
+            Ok(2),
+            "the new one knows whom"
+        );
         two.woken();
         assert_eq!(paths(&mut two), [path]);
         assert_eq!(two.read(path).unwrap(), b"2");
@@ -246,7 +250,12 @@ fn every_request_happens_once_wherever_the_store_dies() {
 
 #[test]
 fn who_speaks_for_nobody_is_refused() {
-    let plan = Plan::new().call("one", "store", 1, Fault::Request(microvisor_testkit::Mangle::Empty));
+    let plan = Plan::new().call(
+        "one",
+        "store",
+        1,
+        Fault::Request(microvisor_testkit::Mangle::Empty),
+    );
     let system = system(plan, &both());
     let refused = system.drive("one", |env| attach(env, true).err());
     assert!(matches!(refused, Some(Error::Call(_))), "{refused:?}");

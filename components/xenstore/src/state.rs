@@ -118,9 +118,8 @@ impl State {
         });
         let sessions = self.sessions.iter().flat_map(|(&client, session)| {
             let watches = session.watches.iter();
-            let watches = watches.map(move |watch| {
-                Record::Watch(client, watch.given.clone(), watch.token.clone())
-            });
+            let watches = watches
+                .map(move |watch| Record::Watch(client, watch.given.clone(), watch.token.clone()));
             let transactions = session.transactions.iter();
             let transactions = transactions.flat_map(move |(&id, transaction)| {
                 let changes = transaction.changes.iter();

@@ -350,7 +350,10 @@ fn quotas_end_growth() {
         let part = b.ask(7, kind::DIRECTORY_PART, payload.as_bytes());
         let start = part.iter().position(|byte| *byte == 0).unwrap() + 1;
         let list = &part[start..];
-        names += list.split(|byte| *byte == 0).filter(|n| !n.is_empty()).count();
+        names += list
+            .split(|byte| *byte == 0)
+            .filter(|n| !n.is_empty())
+            .count();
         offset += list.len();
         if list.ends_with(b"\0\0") || list == b"\0" {
             break;

@@ -51,7 +51,14 @@ const OWN: [&str; 10] = [
 ];
 
 /// Nodes that are always there.
-const ALWAYS: [&str; 6] = ["/", "/local", "/local/domain", "/local/domain/0", "/tool", "/vm"];
+const ALWAYS: [&str; 6] = [
+    "/",
+    "/local",
+    "/local/domain",
+    "/local/domain/0",
+    "/tool",
+    "/vm",
+];
 
 fn entry(domain: u16, access: Access) -> Permission {
     Permission { domain, access }

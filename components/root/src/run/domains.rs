@@ -40,9 +40,8 @@ impl System {
     pub(super) fn tell_of_domains(&self) {
         for place in &self.places {
             let component = &self.manifest.components[place.component];
-            let asks = |need: &idl::manifest::Need| {
-                need.server == ROOT && need.interface == "domains"
-            };
+            let asks =
+                |need: &idl::manifest::Need| need.server == ROOT && need.interface == "domains";
             if let Some(instance) = &place.instance
                 && component.needs.iter().any(asks)
                 && let Err(status) = instance.notification.signal(DOMAINS)
