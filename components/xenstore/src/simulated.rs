@@ -55,7 +55,7 @@ fn system(plan: Plan, guests: &Guests) -> System {
     let root = Guests::clone(guests);
     let domains = Component::new("root-part", move |env: Env| {
         let mut receiver = Receiver::new(env.endpoint("domains"), REPLY, 0).unwrap();
-        serve::<Domains, _>(&mut receiver, &mut Root(Guests::clone(&root)));
+        let _ = serve::<Domains, _>(&mut receiver, &mut Root(Guests::clone(&root)));
     });
     let kept = Kept(Arc::new(Mutex::new(vec![0; 8192])));
     let store = Component::new("xenstore", move |env: Env| {

@@ -72,7 +72,12 @@ fn payload(step: &Step) -> Vec<u8> {
         }
         kind::WATCH => [path, b"\0token\0"].concat(),
         kind::TRANSACTION_START => b"\0".to_vec(),
-        kind::TRANSACTION_END => if step.value % 4 == 0 { b"F\0" } else { b"T\0" }.to_vec(),
+        kind::TRANSACTION_END => if step.value.is_multiple_of(4) {
+            b"F\0"
+        } else {
+            b"T\0"
+        }
+        .to_vec(),
         _ => [path, b"\0"].concat(),
     }
 }
