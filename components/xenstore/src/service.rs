@@ -277,6 +277,8 @@ impl<A: Area> Service<A> {
                 .get(&domain)
                 .and_then(|known| known.target);
             let who = Who { domain, target };
+            // The same for every watch of this client.
+            let mut readable = None;
             for watch in &session.watches {
                 let path = if below(&fired.path, &watch.path) {
                     fired.path.as_str()
@@ -288,9 +290,13 @@ impl<A: Area> Service<A> {
                 } else {
                     continue;
                 };
-                let may = match path.starts_with('@') {
+                let reads = || match path.starts_with('@') {
                     true => who.is_privileged(),
                     false => self.may_read(path, who),
+                };
+                let may = match path == fired.path {
+                    true => *readable.get_or_insert_with(reads),
+                    false => reads(),
                 };
                 if may {
                     let shown = watch.shown(path, domain).to_string();

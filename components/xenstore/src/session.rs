@@ -138,6 +138,10 @@ impl Session {
     }
 
     fn queue(&mut self, path: &str, token: &[u8], most: usize) {
+        if self.missed {
+            // Every watch will fire: there is nothing to add.
+            return;
+        }
         let length = path.len() + token.len() + 2;
         if length > PAYLOAD_MAX {
             return;
