@@ -177,7 +177,7 @@ const CLAIMS: &[Claim<Session>] = &[
                 "rm -f /tmp/stop /tmp/count; (n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); \
                  xenstore-write data/n $n || echo failed; \
                  [ \"$(xenstore-read data/n)\" = $n ] || echo lost; done >/tmp/lost 2>&1; \
-                 echo $n >/tmp/count) &",
+                 echo $n >/tmp/count) & true",
                 SOON,
             )?;
             says(s, "xenstore-write data/order kill", "")?;
