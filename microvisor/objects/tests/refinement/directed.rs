@@ -545,6 +545,24 @@ fn as_deep_as_it_goes() -> Checked<Pair> {
     Ok(s.pair)
 }
 
+/// A thread uses its budget up, waits for the next period, and does so again: it is refilled once each.
+fn a_budget_that_ends() -> Checked<Pair> {
+    let mut s = Story::begin(8192)?;
+    s.thread(500, 15)?;
+    s.ok(Call::SchedSet, &[501, 7, 1, 15, 100, 1000])?;
+    s.look(1)?;
+    let begin = s.pair.state.now;
+    for period in 0..3 {
+        let now = begin + period * 1000;
+        s.pair.event(Event::Time { now: now + 100 })?;
+        s.look(1)?;
+        s.pair.event(Event::Time { now: now + 1000 })?;
+        s.pair.event(Event::Timer { cpu: 1 })?;
+        s.me(1)?;
+    }
+    Ok(s.pair)
+}
+
 /// A directed story.
 pub type Told = fn() -> Checked<Pair>;
 
@@ -554,6 +572,7 @@ pub const STORIES: &[(&str, Told)] = &[
     ("a_vcpu_that_is_shared", a_vcpu_that_is_shared),
     ("servers_that_fail", servers_that_fail),
     ("a_distant_deadline", a_distant_deadline),
+    ("a_budget_that_ends", a_budget_that_ends),
     ("parts_of_frames", parts_of_frames),
     ("in_steps", in_steps),
     ("handed_up_in_steps", handed_up_in_steps),
