@@ -144,11 +144,7 @@ const FAULTS: &[(&str, Wrong, By)] = &[
         Planted("budget-refilled-twice"),
         Refinement,
     ),
-    (
-        "a stale generation is accepted",
-        Off("generation"),
-        Refinement,
-    ),
+    ("a stale generation is accepted", Off("generation"), Hostile),
     (
         "a capability is received into an occupied slot",
         Planted("slot-overwritten"),
