@@ -385,6 +385,7 @@ mod tests {
                 memory_bytes: 256 << 20,
                 frame_slot: 30,
                 frame_count: 128,
+                domain: u16::MAX,
                 vcpus: VCPUS_MAX as u32,
                 vcpu_threads: heapless::Vec::from_slice(&[thread; VCPUS_MAX]).unwrap(),
                 kernel: Some(file.clone()),

@@ -1,10 +1,16 @@
 //! What guests make a VMM and xenstore read: instructions and messages.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use crate::take;
+use idl::store::Rings;
 use x86_platform::decode::{control_access, memory_operation};
 use x86_platform::mode::CodeSize;
 use x86_platform::paging::Code;
-use xenstore::{Connection, Header, Store};
+use xenstore::journal::Area;
+use xenstore::toolstack::Facts;
+use xenstore::{Header, PAYLOAD_MAX, Service};
 
 /// Width, RIP, number of bytes, instruction.
 pub fn instruction(mut data: &[u8]) {
@@ -42,27 +48,102 @@ pub fn instruction_seeds() -> Vec<Vec<u8>> {
     codes.iter().map(with).collect()
 }
 
-/// Bytes as a guest writes them, in pieces: every complete message gets one answer, besides watch
-/// events, and none is longer than it says.
+/// Memory that outlives the store.
+#[derive(Clone)]
+struct Kept(Rc<RefCell<Vec<u64>>>);
+
+impl Area for Kept {
+    fn words(&self) -> u64 {
+        self.0.borrow().len() as u64
+    }
+    fn read(&self, word: u64) -> u64 {
+        self.0.borrow()[word as usize]
+    }
+    fn write(&mut self, word: u64, value: u64) {
+        self.0.borrow_mut()[word as usize] = value;
+    }
+}
+
+/// A store in which guest 1 has a session.
+fn store(kept: &Kept) -> Service<Kept> {
+    let (mut service, _) = Service::open(kept.clone());
+    let rings = Rings {
+        console_frame: 1,
+        console_port: 1,
+        store_frame: 2,
+        store_port: 2,
+    };
+    let facts = Facts {
+        domain: 1,
+        starts: 1,
+        name: "guest".into(),
+        vcpus: 1,
+        memory_kib: 65_536,
+        rings,
+    };
+    service
+        .introduce(&facts)
+        .expect("a guest of an empty store");
+    service.open_session(1, 1).expect("its session");
+    service
+}
+
+/// Messages as a guest writes them, in pieces as its VMM hands them on: each gets one answer, as long
+/// as it says; so has each event; and who starts on what is kept finds nothing damaged.
 pub fn xenstore(mut data: &[u8]) {
     let [piece] = take(&mut data);
-    let mut connection = Connection::new(1, Store::new());
-    for bytes in data.chunks(usize::from(piece).max(1)) {
-        if connection.receive(bytes).is_err() {
-            assert!(connection.receive(&[]).is_err(), "broken, and then not");
-            break;
+    let kept = Kept(Rc::new(RefCell::new(vec![0; 1 << 16])));
+    let mut service = store(&kept);
+    let mut number = 0;
+    while let Some((head, rest)) = data.split_first_chunk() {
+        let mut header = Header::decode(head);
+        let length = rest.len().min(header.length as usize).min(PAYLOAD_MAX);
+        header.length = length as u32;
+        let message = [&header.encode()[..], &rest[..length]].concat();
+        data = &rest[length..];
+        number += 1;
+        let mut sent = 0;
+        let mut answer = None;
+        for bytes in message.chunks(usize::from(piece).max(1)) {
+            assert!(answer.is_none(), "answered before it was whole");
+            let whole = message.len() as u32;
+            answer = service
+                .send(1, number, whole, sent, bytes)
+                .expect("a piece that follows");
+            sent += bytes.len() as u32;
         }
+        let answer = answer.expect("an answer to a whole request");
+        let mut bytes = answer.piece.to_vec();
+        while bytes.len() < answer.length as usize {
+            let more = service.rest(1, number, bytes.len() as u32);
+            bytes.extend_from_slice(&more.expect("the rest of an answer"));
+        }
+        whole(&bytes);
+        let mut events = Vec::new();
+        loop {
+            let (piece, more) = service.events(1).expect("a session");
+            events.extend_from_slice(&piece);
+            if !more {
+                break;
+            }
+        }
+        whole(&events);
     }
-    let out = connection.take(usize::MAX);
-    let mut rest = &out[..];
-    while let Some((head, body)) = rest.split_first_chunk() {
+    let (again, recovered) = Service::open(kept);
+    assert!(!recovered.damaged, "damaged by its own store");
+    assert_eq!(again.domains(), service.domains());
+}
+
+/// Messages, each as long as it says.
+fn whole(mut bytes: &[u8]) {
+    while let Some((head, body)) = bytes.split_first_chunk() {
         let length = Header::decode(head).length as usize;
-        assert!(length <= xenstore::PAYLOAD_MAX, "an answer is too long");
-        rest = body
+        assert!(length <= PAYLOAD_MAX, "a message is too long");
+        bytes = body
             .get(length..)
-            .unwrap_or_else(|| panic!("an answer is cut off"));
+            .unwrap_or_else(|| panic!("a message is cut off"));
     }
-    assert!(rest.is_empty());
+    assert!(bytes.is_empty(), "half a header");
 }
 
 pub fn xenstore_seeds() -> Vec<Vec<u8>> {
