@@ -7,7 +7,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -60,6 +60,28 @@ pub fn start(
     firmware: &str,
     transcript: &Path,
 ) -> Result<Session> {
+    Ok(launch(image, machine, firmware, transcript, None)?.0)
+}
+
+/// Boots `image` with commands for the debugger, which also stops at XCHG BX, BX. What it prints comes
+/// as well, and has to be read.
+pub fn debugged(
+    image: &Image,
+    machine: &Machine,
+    transcript: &Path,
+    commands: &str,
+) -> Result<(Session, ChildStdout)> {
+    let (session, printed) = launch(image, machine, BIOS, transcript, Some(commands))?;
+    Ok((session, printed.context("no pipe")?))
+}
+
+fn launch(
+    image: &Image,
+    machine: &Machine,
+    firmware: &str,
+    transcript: &Path,
+    orders: Option<&str>,
+) -> Result<(Session, Option<ChildStdout>)> {
     let iso = image.iso.as_ref().context("the image has no ISO")?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let port = listener.local_addr()?.port();
@@ -68,6 +90,11 @@ pub fn start(
         other => other,
     };
     let log = transcript.with_extension("bochs");
+    // Debian's Bochs has its debugger built in, which waits for a command.
+    let (orders, stops, output) = match orders {
+        None => ("c\n", 0, Stdio::null()),
+        Some(orders) => (orders, 1, Stdio::piped()),
+    };
     let lines = [
         "display_library: term".to_owned(),
         format!("romimage: file={firmware}, options=fastboot"),
@@ -93,6 +120,7 @@ pub fn start(
         "plugin_ctrl: unmapped=1, biosdev=1, speaker=0, e1000=0, es1370=0, sb16=0, gameport=0, parallel=0".to_owned(),
         "sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy".to_owned(),
         format!("log: {}", log.display()),
+        format!("magic_break: enabled={stops}"),
         "panic: action=fatal".to_owned(),
         "error: action=report".to_owned(),
         "info: action=ignore".to_owned(),
@@ -103,19 +131,19 @@ pub fn start(
         fs::create_dir_all(folder)?;
     }
     fs::write(&configuration, lines.join("\n") + "\n")?;
-    // Debian's Bochs has its debugger built in, which waits for a command.
     let commands = transcript.with_extension("debugger");
-    fs::write(&commands, "c\n")?;
+    fs::write(&commands, orders)?;
     let mut bochs = Command::new("bochs-bin");
     bochs.args(["-q", "-f"]).arg(&configuration);
     bochs.arg("-rc").arg(&commands).env("TERM", "dumb");
     let mut child = bochs
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(output)
         .stderr(Stdio::null())
         .spawn()
         .context("cannot start bochs-bin")?;
     listener.set_nonblocking(true)?;
+    let printed = child.stdout.take();
     let deadline = Instant::now() + START;
     let stream = loop {
         match listener.accept() {
@@ -135,5 +163,5 @@ pub fn start(
     let input = stream.try_clone()?;
     let mut session = Session::over(child, stream, Box::new(input), transcript)?;
     session.be_patient(PATIENCE);
-    Ok(session)
+    Ok((session, printed))
 }

@@ -10,6 +10,7 @@ mod baseline;
 mod dear;
 mod debugger;
 mod trace;
+mod vmcs;
 
 use std::fs;
 
@@ -20,6 +21,8 @@ use image_builder::workspace::CORE;
 
 use self::dear::{Code, Counts};
 use self::trace::{Operation, Producer, Recorded, Rounds};
+pub use self::vmcs::Accesses;
+use crate::bochs;
 use crate::machines::Machines;
 use crate::report::Report;
 
@@ -197,17 +200,38 @@ fn own_vmm_is_cheap(counts: &[(&Row, Counts)]) -> Result<()> {
     Ok(())
 }
 
-/// Every row as another emulator counts it, to be shown and not held to a limit: a row that is missing
-/// is an error.
-pub fn elsewhere(machines: &mut Machines) -> Result<Vec<(&'static str, u64)>> {
+/// Every row as Bochs counts it, to be shown and not held to a limit, with VMREADs and VMWRITEs of those
+/// that the guest measures. A row that is missing is an error.
+pub fn in_bochs(machines: &mut Machines) -> Result<Vec<(&'static str, u64, Option<Accesses>)>> {
     let image = machines.image("bench")?;
     let mut machine = Machine::of(&image);
     machine.smp = 1;
-    let text = transcript(machines, &image, &machine)?;
+    let sites = trace::sites(trace::guest_file(&image, "bench-guest")?)?;
+    let transcript = machines.folder().join("bench.log");
+    let (mut session, printed) = bochs::debugged(&image, &machine, &transcript, vmcs::COMMANDS)?;
+    let printed = std::thread::spawn(move || vmcs::rounds(printed, &sites));
+    for producer in ["components", "guest"] {
+        session
+            .saw(&format!("BENCH done {producer}"), 300)
+            .with_context(|| format!("rows of {producer}"))?;
+    }
+    let text = session.text();
+    // Ends the machine, and with it what it prints.
+    drop(session);
+    let rounds = printed.join().ok().context("the counting stopped")??;
+    let (empty, rounds) = rounds.split_first().context("nothing was printed")?;
     ROWS.iter()
-        .map(|row| match instructions(&text, row.name) {
-            Some(count) => Ok((row.name, count)),
-            None => bail!("{}: {}", row.name, reason(&text, row.name)),
+        .map(|row| {
+            let Some(count) = instructions(&text, row.name) else {
+                bail!("{}: {}", row.name, reason(&text, row.name));
+            };
+            let place = order(&text, Producer::Guest).position(|name| name == row.name);
+            let Some(place) = place else {
+                return Ok((row.name, count, None));
+            };
+            let rounds = rounds.get(place).context("it was not printed")?;
+            let accesses = vmcs::of_length(empty, rounds, count).context(row.name)?;
+            Ok((row.name, count, Some(accesses)))
         })
         .collect()
 }

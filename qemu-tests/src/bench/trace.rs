@@ -140,11 +140,7 @@ pub fn record(
         Some(name) => Stops::new(&fs::read(debug_file(image, name)?)?)
             .with_context(|| format!("component {name}"))?,
     };
-    let kernel = image_builder::manifest::kernel_file(guest);
-    let mut files = image.contents.files.iter();
-    let (_, file) = files
-        .find(|(name, _)| *name == kernel)
-        .with_context(|| format!("the image has no guest {guest}"))?;
+    let file = guest_file(image, guest)?;
     let mut guest = Stops::new(file).with_context(|| format!("guest {guest}"))?;
 
     // A socket's path has a hundred bytes at most, which the workspace's may have used up.
@@ -208,8 +204,17 @@ fn reads_tsc(debugger: &mut Debugger, address: u64) -> Result<bool> {
     Ok(debugger.memory(start, TICKS.len())?.as_deref() == Some(&TICKS))
 }
 
+/// The program that the image has for a guest.
+pub fn guest_file<'a>(image: &'a Image, guest: &str) -> Result<&'a [u8]> {
+    let kernel = image_builder::manifest::kernel_file(guest);
+    let mut files = image.contents.files.iter();
+    let found = files.find(|(name, _)| *name == kernel);
+    let (_, file) = found.with_context(|| format!("the image has no guest {guest}"))?;
+    Ok(file)
+}
+
 /// Addresses of the RDTSCs of `measure::ticks` in a program.
-fn sites(program: &[u8]) -> Result<Vec<u64>> {
+pub fn sites(program: &[u8]) -> Result<Vec<u64>> {
     let segments = elf::loadable(program)?.segments;
     let code = segments
         .iter()
