@@ -93,10 +93,11 @@ impl Workspace {
         };
         let mut packages = Packages::new();
         for package in value["packages"].as_array().into_iter().flatten() {
+            // A program for special builds only, such as the fuzzer, is nobody's component.
             let is_bin = |t: &Value| {
-                t["kind"]
-                    .as_array()
-                    .is_some_and(|k| k.iter().any(|k| k == "bin"))
+                let kinds = t["kind"].as_array();
+                kinds.is_some_and(|k| k.iter().any(|k| k == "bin"))
+                    && t["required-features"].is_null()
             };
             let targets = package["targets"].as_array();
             let own = &package["metadata"]["microvisor"];

@@ -79,7 +79,7 @@ impl Component {
         Component::named(name, Some(Arc::new(main)))
     }
 
-    /// One that the test itself is, in [`System::drive`].
+    /// One that the test itself is, in [`crate::System::drive`].
     pub fn driven(name: &str) -> Component {
         Component::named(name, None)
     }
@@ -129,7 +129,7 @@ impl Component {
         self
     }
 
-    /// An interrupt line; see [`System::interrupt`].
+    /// An interrupt line; see [`crate::System::interrupt`].
     pub fn line(mut self, line: u32) -> Component {
         self.lines.push(line);
         self
