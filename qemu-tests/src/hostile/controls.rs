@@ -102,7 +102,14 @@ pub fn says_so(session: &mut Session, control: &Control) -> Result<()> {
 fn only(image: &mut Image, role: &str) {
     let manifest = &mut image.manifest;
     manifest.guests.clear();
-    let wanted = ["console", "neighbour", "hostile-mute", "secret", role];
+    let wanted = [
+        "console",
+        "xenstore",
+        "neighbour",
+        "hostile-mute",
+        "secret",
+        role,
+    ];
     manifest
         .components
         .retain(|component| component.per_guest || wanted.contains(&component.name.as_str()));
