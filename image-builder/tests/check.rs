@@ -174,7 +174,7 @@ fn one_guest_is_a_whole_system() {
     let vmm = manifest.component("vmm").unwrap();
     let servers: Vec<&str> = vmm.needs.iter().map(|n| n.server.as_str()).collect();
     assert_eq!(servers, ["root", "console", "xenstore"]);
-    assert_eq!(manifest.component("xenstore").unwrap().keep_bytes, 8 << 20);
+    assert_eq!(manifest.component("xenstore").unwrap().keep_bytes, 4 << 20);
     assert_eq!(manifest.guests[0].vcpus, [0]);
 }
 

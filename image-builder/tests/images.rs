@@ -134,7 +134,7 @@ fn an_audit_names_every_holder() {
         "interrupt line 4: console\n",
         "file guests/two/kernel: builder-two\n",
         "one: the core, root, builder-one, vmm-one; for services only: console, xenstore\n",
-        "memory that outlives xenstore (8 MiB): xenstore\n",
+        "memory that outlives xenstore (4 MiB): xenstore\n",
     ] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
