@@ -8,7 +8,6 @@
 
 mod output;
 mod rows;
-mod xen;
 
 use guest_kit::cpu;
 use guest_kit::trap::{self, Exception};

@@ -4,9 +4,9 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use crate::xen::{PARAM_CONSOLE_EVTCHN, PARAM_CONSOLE_PFN, Xen};
 use guest_kit::boot::MAPPED_END;
 use guest_kit::cpu;
+use guest_kit::xen::{PARAM_CONSOLE_EVTCHN, PARAM_CONSOLE_PFN, Xen};
 
 /// Bytes in `xencons_interface.in` and `.out`, and where its words are (public/io/console.h).
 const IN_BYTES: u64 = 1024;
@@ -124,7 +124,7 @@ fn wait(xen: Xen, done: impl Fn() -> bool) -> bool {
         if done() {
             return true;
         }
-        xen.yield_now();
+        let _ = xen.yield_now();
     }
     false
 }

@@ -8,9 +8,9 @@ use core::fmt;
 use measure::{Line, Meter};
 
 use crate::output::{Output, say};
-use crate::xen::Xen;
 use guest_kit::boot::LAPIC_ADDRESS;
 use guest_kit::cpu;
+use guest_kit::xen::Xen;
 
 /// IA32_APIC_BASE, its enable bit and its x2APIC bit (Intel SDM vol. 3, 10.4.4 and 10.12.1).
 const APIC_BASE: u32 = 0x1b;

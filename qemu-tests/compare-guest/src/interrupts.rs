@@ -6,7 +6,7 @@ use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::xen::SHARED_INFO;
+use guest_kit::xen::SHARED_INFO;
 
 /// The upcall's vector: any from 32 on would do.
 pub const VECTOR: u8 = 0x40;

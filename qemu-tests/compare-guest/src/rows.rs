@@ -11,9 +11,9 @@ use guest_kit::boot::LAPIC_ADDRESS;
 use guest_kit::cpu;
 use measure::{SAMPLES, ticks};
 
-use crate::console::say;
 use crate::interrupts;
-use crate::xen::{Copy, Deadline, Errno, SharedInfo, Xen};
+use guest_kit::say;
+use guest_kit::xen::{Copy, Deadline, Errno, SharedInfo, Xen};
 
 /// IA32_APIC_BASE, its enable bit and its x2APIC bit (Intel SDM vol. 3, 10.4.4 and 10.12.1).
 const APIC_BASE: u32 = 0x1b;

@@ -1,6 +1,6 @@
 //! What our own PVH guests share: the way from the entry point to Rust, exceptions, instructions
-//! as functions, and finding Xen. For `bench-guest` and `hostile-guest`, which run unmodified on
-//! microvisor and on Xen.
+//! as functions, Xen's hypercalls, and lines on its debug port. For `bench-guest`, `compare-guest` and
+//! `hostile-guest`, which run unmodified on microvisor and on Xen.
 //!
 //! A guest that uses this defines its first function by [`entry!`] and links with `link.ld`.
 //! Nothing here allocates, waits, or turns interrupts on.
@@ -8,7 +8,29 @@
 
 pub mod boot;
 pub mod cpu;
+pub mod debug_port;
 pub mod trap;
+pub mod xen;
+
+use core::ffi::CStr;
+
+/// Where `hvm_start_info` has the address of the command line (public/arch-x86/hvm/start_info.h).
+const COMMAND_LINE: u64 = 24;
+
+/// The command line, by what [`entry!`]'s function is called with; empty if there is none.
+///
+/// # Safety
+/// `start_info` is that address, and neither it nor the line has been written to.
+pub unsafe fn command_line(start_info: u64) -> &'static str {
+    // SAFETY: the start info lies below 4 GiB, where everything is mapped.
+    let at = unsafe { ((start_info + COMMAND_LINE) as *const u64).read_unaligned() };
+    if at == 0 || at >= boot::MAPPED_END {
+        return "";
+    }
+    // SAFETY: a string that ends in 0, in memory that nobody writes.
+    let text = unsafe { CStr::from_ptr(at as *const core::ffi::c_char) };
+    text.to_str().unwrap_or("")
+}
 
 /// Makes `$main`, a `fn(u64) -> !`, the first Rust code of the guest. It is called once, in 64-bit
 /// mode with 4 GiB mapped one to one, with the address of `hvm_start_info`.

@@ -3,9 +3,9 @@
 use guest_kit::cpu;
 use hostile_calls::domain::{Domain, Machine};
 
-use crate::console::say;
 use crate::log::{self, Log};
 use crate::xen::Xen;
+use guest_kit::say;
 
 /// What is read where no memory is.
 const NOTHING: u32 = u32::MAX;

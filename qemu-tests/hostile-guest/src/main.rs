@@ -16,30 +16,23 @@
 #![no_main]
 
 mod calls;
-mod console;
 mod log;
 mod pages;
 mod places;
 mod registers;
 mod xen;
 
-use core::ffi::CStr;
-
-use guest_kit::boot::MAPPED_END;
-use guest_kit::cpu;
 use guest_kit::trap::{self, Exception};
+use guest_kit::{command_line, cpu, say};
 
-use console::say;
 use xen::Xen;
 
 guest_kit::entry!(main);
 
-/// Where `hvm_start_info` has the address of the command line (public/arch-x86/hvm/start_info.h).
-const COMMAND_LINE: u64 = 24;
-
 fn main(start_info: u64) -> ! {
     trap::install(fault);
-    let line = command_line(start_info);
+    // SAFETY: as it came, and nothing was written yet.
+    let line = unsafe { command_line(start_info) };
     let mut words = line.split_ascii_whitespace();
     let Some(xen) = Xen::find() else {
         say!("hostile: this is not Xen");
@@ -64,21 +57,6 @@ fn main(start_info: u64) -> ! {
     };
     say!("hostile: {role} done, {pages} pages");
     xen.wait_for_ever()
-}
-
-fn command_line(start_info: u64) -> &'static str {
-    let word = |at: u64| {
-        // SAFETY: the start info lies below 4 GiB, where everything is mapped; nothing has changed
-        // it yet.
-        unsafe { ((start_info + at) as *const u64).read_unaligned() }
-    };
-    let at = word(COMMAND_LINE);
-    if at == 0 || at >= MAPPED_END {
-        return "";
-    }
-    // SAFETY: a string that ends in 0, in memory that this program does not write.
-    let text = unsafe { CStr::from_ptr(at as *const core::ffi::c_char) };
-    text.to_str().unwrap_or("")
 }
 
 /// An exception where none was expected: said, and the end.

@@ -5,8 +5,8 @@ use guest_kit::trap::Exception;
 use hostile_calls::log::{NO_EXCEPTION, msr};
 use hostile_calls::{MSRS, WIDTHS, log::logs};
 
-use crate::console::say;
 use crate::log::{self, Log};
+use guest_kit::say;
 
 /// #GP.
 const PROTECTION: u8 = 13;

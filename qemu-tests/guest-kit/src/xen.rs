@@ -1,16 +1,17 @@
-//! The guest's side of Xen's ABI: what the rows need. Numbers and structures are those of Xen's
-//! public headers, named beside each.
+//! The guest's side of Xen's ABI: finding it, and the hypercalls that measuring guests make. Numbers and
+//! structures are those of Xen's public headers, named beside each.
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use guest_kit::cpu;
+use crate::cpu;
 
 /// Hypercall numbers (public/xen.h).
 mod number {
     pub const MEMORY_OP: u64 = 12;
     pub const XEN_VERSION: u64 = 17;
+    pub const CONSOLE_IO: u64 = 18;
     pub const GRANT_TABLE_OP: u64 = 20;
     pub const VCPU_OP: u64 = 24;
     pub const SCHED_OP: u64 = 29;
@@ -39,11 +40,18 @@ const BIND_IPI: u64 = 7;
 /// `VCPUOP_stop_periodic_timer`, `_set_singleshot_timer` (public/vcpu.h).
 const STOP_PERIODIC: u64 = 7;
 const SET_SINGLESHOT: u64 = 8;
-/// `HVMOP_set_param` (public/hvm/hvm_op.h).
+/// `CONSOLEIO_write` (public/xen.h).
+const CONSOLE_WRITE: u64 = 0;
+/// `HVMOP_set_param`, `_get_param` (public/hvm/hvm_op.h).
 const SET_PARAM: u64 = 0;
+const GET_PARAM: u64 = 1;
 /// `HVM_PARAM_CALLBACK_IRQ` and its type "vector" (public/hvm/params.h).
 const CALLBACK_IRQ: u32 = 0;
 const CALLBACK_VECTOR: u64 = 2 << 56;
+/// `HVM_PARAM_CONSOLE_PFN` (public/hvm/params.h).
+pub const PARAM_CONSOLE_PFN: u32 = 17;
+/// `HVM_PARAM_CONSOLE_EVTCHN` (public/hvm/params.h).
+pub const PARAM_CONSOLE_EVTCHN: u32 = 18;
 /// `GNTTABOP_copy` (public/grant_table.h).
 const COPY: u64 = 5;
 
@@ -64,6 +72,7 @@ impl Page {
 static HYPERCALL_PAGE: Page = Page(UnsafeCell::new([0; 4096]));
 /// Where the shared info is mapped, once [`Xen::shared_info`] was called.
 pub static SHARED_INFO: Page = Page(UnsafeCell::new([0; 4096]));
+static PAGE_IS_SET: AtomicBool = AtomicBool::new(false);
 static FROM: Page = Page(UnsafeCell::new([0; 4096]));
 static TO: Page = Page(UnsafeCell::new([0; 4096]));
 
@@ -79,11 +88,13 @@ pub struct Xen {
 }
 
 impl Xen {
-    /// Finds Xen by its CPUID leaves and has the hypercall page filled.
+    /// Finds Xen by its CPUID leaves and has the hypercall page filled, the first time.
     pub fn find() -> Option<Xen> {
-        let leaves = guest_kit::xen_leaves()?;
-        // SAFETY: has the hypervisor write the page that is kept for it.
-        unsafe { cpu::wrmsr(leaves.page_msr, HYPERCALL_PAGE.0.get() as u64) };
+        let leaves = crate::xen_leaves()?;
+        if !PAGE_IS_SET.swap(true, Ordering::Relaxed) {
+            // SAFETY: has the hypervisor write the page that is kept for it.
+            unsafe { cpu::wrmsr(leaves.page_msr, HYPERCALL_PAGE.0.get() as u64) };
+        }
         Some(Xen {
             leaves: leaves.base,
         })
@@ -121,7 +132,7 @@ impl Xen {
         }
     }
 
-    /// `XENVER_version` (public/version.h).
+    /// `XENVER_version` (public/version.h): major in bits 16 up, minor below.
     #[inline(always)]
     pub fn version(self) -> Result<u64, Errno> {
         // SAFETY: no pointer.
@@ -198,6 +209,22 @@ impl Xen {
         let address = &raw const *at as u64;
         // SAFETY: `vcpu_set_singleshot_timer` (public/vcpu.h), only read.
         unsafe { self.call(number::VCPU_OP, SET_SINGLESHOT, 0, address) }
+    }
+
+    /// An HVM parameter of this domain.
+    pub fn param(self, index: u32) -> Result<u64, Errno> {
+        // `xen_hvm_param` (public/hvm/hvm_op.h): domain, pad, index, value.
+        let mut param = [u64::from(DOMID_SELF) | u64::from(index) << 32, 0];
+        // SAFETY: alive during the call.
+        unsafe { self.call(number::HVM_OP, GET_PARAM, &raw mut param as u64, 0)? };
+        Ok(param[1])
+    }
+
+    /// Writes to Xen's own console.
+    pub fn console_write(self, bytes: &[u8]) -> Result<u64, Errno> {
+        let (length, address) = (bytes.len() as u64, bytes.as_ptr() as u64);
+        // SAFETY: Xen reads `length` bytes, which are alive during the call.
+        unsafe { self.call(number::CONSOLE_IO, CONSOLE_WRITE, length, address) }
     }
 
     /// Has events interrupt by this vector, without an interrupt controller.
@@ -288,6 +315,7 @@ pub struct SharedInfo(u64);
 impl SharedInfo {
     /// Offsets in `vcpu_info` of vCPU 0, which is at the page's start.
     const UPCALL_PENDING: u64 = 0;
+    const UPCALL_MASK: u64 = 1;
     const PENDING_SELECTOR: u64 = 8;
     /// `vcpu_time_info` in it: version, TSC, system time, multiplier, shift.
     const VERSION: u64 = 32;
@@ -317,6 +345,11 @@ impl SharedInfo {
 
     fn pending(self, port: u32) -> &'static AtomicU64 {
         self.word(Self::PENDING + u64::from(port) / 64 % Self::WORDS * 8)
+    }
+
+    /// Sets `evtchn_upcall_mask`.
+    pub fn mask_upcalls(self) {
+        self.byte(Self::UPCALL_MASK).store(1, Ordering::SeqCst);
     }
 
     /// Takes a pending event back, so that the next one is new on every level.

@@ -2,10 +2,10 @@
 
 use core::fmt;
 
-use guest_kit::cpu;
+use crate::cpu;
 
 /// The port.
-pub const PORT: u16 = 0xe9;
+const PORT: u16 = 0xe9;
 
 /// Writes to the port.
 pub struct Console;
@@ -20,10 +20,11 @@ impl fmt::Write for Console {
     }
 }
 
+/// Writes a line to the port.
+#[macro_export]
 macro_rules! say {
     ($($text:tt)*) => {{
         use core::fmt::Write as _;
-        let _ = writeln!($crate::console::Console, $($text)*);
+        let _ = writeln!($crate::debug_port::Console, $($text)*);
     }};
 }
-pub(crate) use say;
