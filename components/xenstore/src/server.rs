@@ -32,7 +32,7 @@ impl Area for Kept {
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 pub fn main(env: Env) {
     if env.keep.count == 0 {
-        env.missing("keep", "8M");
+        env.missing("keep", "4M");
     }
     // No device uses it: its addresses are nobody's business.
     let kept = Space::new(false).and_then(|mut space| space.map(&env.keep));

@@ -10,8 +10,7 @@
 //! | [`chart`] | the table as a picture |
 //!
 //! Results go to `build/suite/against-xen.json` and `.svg`. Xen boots take minutes on a busy machine,
-//! so the gate does without them; what it has instead is the
-//! committed baseline of group `bench`.
+//! so the gate does without them; what it has instead is the committed baseline of group `bench`.
 
 mod boots;
 mod chart;
