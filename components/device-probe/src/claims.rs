@@ -1,5 +1,5 @@
 //! The claims. Each begins with the device attached anew to a space of its own, in which two frames
-//! are mapped; a third frame, the victim, is not.
+//! are mapped. What is not there is somebody else's ([`Victim`]): a component's, a guest's, the core's.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -24,6 +24,11 @@ const FREE_LINE: u64 = 9019;
 const FRAMES: u64 = 9020;
 const REGISTERS: u64 = 9030;
 const FILLER: u64 = 9031;
+const OTHER_SPACE: u64 = 9032;
+const OTHER_FRAME: u64 = 9033;
+const GUEST_SPACE: u64 = 9034;
+const GUEST_FRAME: u64 = 9035;
+const OBJECT: u64 = 9036;
 /// Next slot for tables of this program's own.
 static NEXT: AtomicU64 = AtomicU64::new(9050);
 const DMA: u64 = Role::Dma as u64;
@@ -37,15 +42,34 @@ const FIRST: u64 = 0x0765_4000;
 const SECOND: u64 = 0x0012_3000;
 /// Nothing is mapped there for the device.
 const NOWHERE: u64 = 0x0888_8000;
+/// Where the core is, physically (`microvisor/link.ld`), and how it begins: with the magic word of a
+/// Multiboot2 header (Multiboot2 specification, 3.1.2).
+const CORE: u64 = 0x20_0000;
+const CORE_BEGINS: u32 = 0xe852_50d6;
+/// What is in the frames: the victims', the device's two.
+const OTHERS: u64 = 0x1111_0000;
+const IN_FIRST: u64 = 0x2222_0000;
+const IN_SECOND: u64 = 0x3333_0000;
+const GUESTS: u64 = 0x4444_0000;
+/// What waits in the notification that is a victim.
+const SIGNALLED: u64 = 0x5555_0001;
 
 /// A claim.
 type Claim = fn(&mut Lab) -> Result<(), Failure>;
 
+/// Memory that the device was not given, by its physical address, which no driver would know.
+#[derive(Clone, Copy)]
+struct Victim {
+    whose: &'static str,
+    address: u64,
+}
+
 /// What the claims work with.
 pub struct Lab {
     edu: Edu,
-    /// Physical address of the victim, which no driver would know.
-    victim: u64,
+    /// A frame in another component's address space, one in a guest's, an object of the core's, and the
+    /// core itself.
+    victims: [Victim; 4],
     vtd: bool,
 }
 
@@ -173,19 +197,37 @@ impl Lab {
         let own = memory::own().slot();
         let ram = info.memories.iter().find(|r| r.slot == own);
         let base = ram.map_or(0, |r| r.base);
-        // The victim is the first of the frames.
-        let used = call(Call::Inspect, &[0, own.into()])?[2];
-        make(Kind::Frame, 12, FRAMES, 3)?;
-        let victim = base + used * 4096;
+        let next = || Ok(base + call(Call::Inspect, &[0, own.into()])?[2] * 4096);
+        // The first of the frames is another component's, the last one a guest's.
+        let frames = next()?;
+        make(Kind::Frame, 12, FRAMES, 4)?;
+        let object = next()?;
+        make(Kind::Notification, 0, OBJECT, 1)?;
         let own_space = memory::OWN_SPACE.slot().into();
         for (slot, index) in [
             (FRAMES, 0),
             (FRAMES + 1, 1),
             (FRAMES + 2, 2),
+            (FRAMES + 3, 3),
             (REGISTERS, 8),
         ] {
             map_here(slot, own_space, HERE + index * 4096, 3)?;
         }
+        for (frame, copy, space, kind) in [
+            (FRAMES, OTHER_FRAME, OTHER_SPACE, 0),
+            (FRAMES + 3, GUEST_FRAME, GUEST_SPACE, 1),
+        ] {
+            make(Kind::AddressSpace, kind, space, 1)?;
+            call(Call::Copy, &[frame, 0, copy, 0xff, 0, 0])?;
+            map_here(copy, space, 0x20_0000, 3)?;
+        }
+        let victim = |whose, address| Victim { whose, address };
+        let victims = [
+            victim("another component's", frames),
+            victim("a guest's", frames + 3 * 4096),
+            victim("an object of the core's", object),
+            victim("the core's image", CORE),
+        ];
         map_here(SLOT_LOG.into(), own_space, LOG, 1)?;
         make(Kind::Notification, 0, NOTE, 1)?;
         make(Kind::Notification, 0, OWN_NOTE, 2)?;
@@ -212,7 +254,7 @@ impl Lab {
         same("the device is alive", edu.is_alive().into(), 1)?;
         Ok(Lab {
             edu,
-            victim,
+            victims,
             vtd: info.features & feature::AMDVI == 0,
         })
     }
@@ -236,10 +278,18 @@ impl Lab {
         call(Call::Bind, &[DEVICE, SPACE, DMA])?;
         call(Call::Bind, &[NOTE, DEVICE, Role::Stops as u64])?;
         same("attached", more(DEVICE)?, ATTACHED)?;
-        fill(0, 0x1111_0000);
-        fill(1, 0x2222_0000);
-        fill(2, 0x3333_0000);
+        fill(0, OTHERS);
+        fill(1, IN_FIRST);
+        fill(2, IN_SECOND);
+        fill(3, GUESTS);
         Ok(())
+    }
+
+    /// The device was told to write to `victim`: nobody's memory is another, and the core goes on.
+    fn are_untouched(&self, victim: &Victim) -> Result<(), Failure> {
+        same(victim.whose, changed(0, OTHERS), 0)?;
+        same(victim.whose, changed(3, GUESTS), 0)?;
+        same(victim.whose, bits(OBJECT), SIGNALLED)
     }
 
     /// The IOMMU says who was stopped, where and why; the driver's notification is signalled; and the
@@ -257,8 +307,8 @@ impl Lab {
         same("its notification", bits, 1)?;
         self.edu.store(FIRST, 4096)?;
         self.edu.store(SECOND, 4096)?;
-        same("a stopped device writes", changed(1, 0x2222_0000), 0)?;
-        same("a stopped device writes", changed(2, 0x3333_0000), 0)
+        same("a stopped device writes", changed(1, IN_FIRST), 0)?;
+        same("a stopped device writes", changed(2, IN_SECOND), 0)
     }
 }
 
@@ -291,9 +341,9 @@ fn no_spaces(_: &mut Lab) -> Result<(), Failure> {
 }
 
 fn nothing_at_first(lab: &mut Lab) -> Result<(), Failure> {
-    fill(0, 0x1111_0000);
-    lab.edu.store(lab.victim, 4096)?;
-    same("the victim", changed(0, 0x1111_0000), 0)
+    fill(0, OTHERS);
+    lab.edu.store(lab.victims[0].address, 4096)?;
+    same(lab.victims[0].whose, changed(0, OTHERS), 0)
 }
 
 /// The first attempt of the claim above, by its function. The log is text in a ring, which has not
@@ -320,42 +370,56 @@ fn what_is_mapped(lab: &mut Lab) -> Result<(), Failure> {
     lab.attach(true)?;
     lab.edu.fetch(FIRST, 4096)?;
     lab.edu.store(SECOND, 4096)?;
-    same("what went through the device", changed(2, 0x2222_0000), 0)?;
+    same("what went through the device", changed(2, IN_FIRST), 0)?;
     same("it was not stopped", more(DEVICE)?, ATTACHED)
 }
 
 fn write_outside(lab: &mut Lab) -> Result<(), Failure> {
-    // The victim's own address, and one that is nothing.
-    for at in [lab.victim, NOWHERE] {
+    let nowhere = Victim {
+        whose: "nobody's",
+        address: NOWHERE,
+    };
+    for victim in lab.victims.into_iter().chain([nowhere]) {
         lab.attach(true)?;
+        call(Call::Signal, &[OBJECT, SIGNALLED])?;
         lab.edu.fetch(FIRST, 4096)?;
-        lab.edu.store(at, 4096)?;
-        same("the victim", changed(0, 0x1111_0000), 0)?;
+        lab.edu.store(victim.address, 4096)?;
+        lab.are_untouched(&victim)?;
         if lab.vtd {
-            lab.is_stopped(at, true)?;
+            lab.is_stopped(victim.address, true)?;
         }
     }
     Ok(())
 }
 
 fn read_outside(lab: &mut Lab) -> Result<(), Failure> {
-    lab.attach(true)?;
-    lab.edu.fetch(FIRST, 4096)?;
-    lab.edu.fetch(lab.victim, 4096)?;
-    if lab.vtd {
-        lab.is_stopped(lab.victim, false)?;
+    for victim in lab.victims {
         lab.attach(true)?;
+        lab.edu.fetch(FIRST, 4096)?;
+        lab.edu.fetch(victim.address, 4096)?;
+        if lab.vtd {
+            lab.is_stopped(victim.address, false)?;
+            lab.attach(true)?;
+        }
+        lab.edu.store(SECOND, 4096)?;
+        // What the device has is what it was given, or what it got instead of an answer.
+        same(victim.whose, 512 - changed(2, OTHERS), 0)?;
+        same(victim.whose, 512 - changed(2, GUESTS), 0)?;
+        // SAFETY: as in `fill`.
+        let words = || (0..512).map(|word| unsafe { page(2).add(word).read_volatile() });
+        let begins = words().next().unwrap_or_default() as u32;
+        same(victim.whose, (begins == CORE_BEGINS).into(), 0)?;
+        let found = words().filter(|word| *word == SIGNALLED).count();
+        same(victim.whose, found as u64, 0)?;
     }
-    lab.edu.store(SECOND, 4096)?;
-    let leaked = 512 - changed(2, 0x1111_0000);
-    same("words of the victim", leaked, 0)
+    Ok(())
 }
 
 fn read_only(lab: &mut Lab) -> Result<(), Failure> {
     lab.attach(false)?;
     lab.edu.fetch(FIRST, 4096)?;
     lab.edu.store(SECOND, 4096)?;
-    same("it is as it was", changed(2, 0x3333_0000), 0)?;
+    same("it is as it was", changed(2, IN_SECOND), 0)?;
     // After a read QEMU's VT-d blocks the write without a word; its AMD-Vi has none for anything.
     if lab.vtd {
         lab.is_stopped(SECOND, true)?;
@@ -363,7 +427,7 @@ fn read_only(lab: &mut Lab) -> Result<(), Failure> {
     lab.attach(false)?;
     lab.edu.fetch(SECOND, 4096)?;
     lab.edu.store(FIRST, 4096)?;
-    same("it was read", changed(1, 0x3333_0000), 0)
+    same("it was read", changed(1, IN_SECOND), 0)
 }
 
 fn taken_back(lab: &mut Lab) -> Result<(), Failure> {
@@ -372,9 +436,9 @@ fn taken_back(lab: &mut Lab) -> Result<(), Failure> {
     // The translation is cached now.
     lab.edu.store(SECOND, 4096)?;
     call(Call::Unmap, &[FRAMES + 5])?;
-    fill(2, 0x3333_0000);
+    fill(2, IN_SECOND);
     lab.edu.store(SECOND, 4096)?;
-    same("what was taken back", changed(2, 0x3333_0000), 0)
+    same("what was taken back", changed(2, IN_SECOND), 0)
 }
 
 fn detached(lab: &mut Lab) -> Result<(), Failure> {
@@ -383,7 +447,7 @@ fn detached(lab: &mut Lab) -> Result<(), Failure> {
     call(Call::Bind, &[DEVICE, 0, DMA])?;
     same("attached", more(DEVICE)?, 0)?;
     lab.edu.store(SECOND, 4096)?;
-    same("what it had", changed(2, 0x3333_0000), 0)
+    same("what it had", changed(2, IN_SECOND), 0)
 }
 
 fn a_message_arrives(lab: &mut Lab) -> Result<(), Failure> {
