@@ -55,7 +55,7 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
-    /// Fills the tables in. `ist` are the stacks for NMI, double fault and machine check.
+    /// Fills the tables in. `ist` are the stacks for NMI and #DB, double fault, machine check.
     pub fn init(&mut self, stack: u64, ist: [u64; 3]) {
         let base = &raw const self.tss as u64;
         let limit = size_of::<Tss>() as u64 - 1;

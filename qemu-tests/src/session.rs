@@ -146,10 +146,16 @@ impl Session {
         self.patience = times;
     }
 
+    /// How long a wait of `within` takes on this machine, as it is now.
+    fn patiently(&self, within: Duration) -> Duration {
+        let within = if self.late { within.min(LATE) } else { within };
+        within * self.patience
+    }
+
     /// Waits for `pattern` in what was not consumed yet; consumes up to its end. Returns the text
     /// before it, and when it came.
     pub fn expect_at(&mut self, pattern: &str, within: Duration) -> Result<(String, Instant)> {
-        let within = if self.late { within.min(LATE) } else { within } * self.patience;
+        let within = self.patiently(within);
         let deadline = Instant::now() + within;
         let mut output = lock(&self.output);
         loop {
@@ -222,8 +228,7 @@ impl Session {
     /// Waits for the first of `patterns` that comes anywhere in the transcript; consumes nothing.
     /// Its place in the list; of several that are there, the first one listed.
     pub fn saw_one_of(&mut self, patterns: &[&str], seconds: u64) -> Result<usize> {
-        let within = Duration::from_secs(seconds);
-        let within = if self.late { within.min(LATE) } else { within };
+        let within = self.patiently(Duration::from_secs(seconds));
         let deadline = Instant::now() + within;
         let mut output = lock(&self.output);
         loop {
