@@ -55,6 +55,8 @@ pub mod local;
 pub mod manifest;
 pub mod operator;
 pub mod pci;
+pub mod peer;
+pub mod peers;
 pub mod requests;
 pub mod ring;
 pub mod schema;
@@ -246,7 +248,7 @@ pub fn flatten<R, A, E>(outcome: Result<Result<R, A>, Failure<E>>) -> Result<R, 
 }
 
 /// Every interface's name and schema as JSON.
-pub fn exports() -> [(&'static str, alloc::string::String); 11] {
+pub fn exports() -> [(&'static str, alloc::string::String); 13] {
     [
         (admin::Admin::NAME, schema::export::<admin::Admin>()),
         (bench::Bench::NAME, schema::export::<bench::Bench>()),
@@ -263,6 +265,8 @@ pub fn exports() -> [(&'static str, alloc::string::String); 11] {
             schema::export::<operator::Operator>(),
         ),
         (pci::Pci::NAME, schema::export::<pci::Pci>()),
+        (peer::Peer::NAME, schema::export::<peer::Peer>()),
+        (peers::Peers::NAME, schema::export::<peers::Peers>()),
         (store::Store::NAME, schema::export::<store::Store>()),
         (
             supervisor::Supervisor::NAME,

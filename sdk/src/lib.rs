@@ -33,7 +33,7 @@
 //! # What is where
 //! [`startup`] the start contract with root; [`caps`] system calls by kind of capability;
 //! [`ipc`] clients and servers; [`memory`] mapping; [`vcpu`] state pages; [`thread`], [`time`],
-//! [`port`], [`mmio`], [`dma`], [`block`], [`store`], [`logging`], [`console`], [`sync`], [`slots`], [`mod@panic`].
+//! [`port`], [`mmio`], [`dma`], [`block`], [`peer`], [`store`], [`logging`], [`console`], [`sync`], [`slots`], [`mod@panic`].
 //!
 //! On a host the crate builds too: there the crate `microvisor-testkit` stands in the core's place,
 //! and a component's own code runs under `cargo test` (`host`). Without it every system call fails.
@@ -57,6 +57,7 @@ pub mod logging;
 pub mod memory;
 pub mod mmio;
 pub mod panic;
+pub mod peer;
 pub mod port;
 pub mod raw;
 pub mod slots;

@@ -14,6 +14,7 @@
 //! | what the component maps | [`MAP_ADDRESS`] up, handed out by `sdk::memory` |
 //! | guest memory (builder, VMM) | [`GUEST_ADDRESS`] |
 //! | files of the archive | [`FILES_ADDRESS`] |
+//! | pages that guests granted | [`GRANTS_ADDRESS`] |
 //! | start-up pages, buffer, stack | `abi::boot`, the same as root's |
 //! | further threads | blocks of 16 MiB below, see `sdk::local` |
 
@@ -54,6 +55,11 @@ pub const MAP_ADDRESS: u64 = 0x2000_0000_0000;
 pub const GUEST_ADDRESS: u64 = 0x4000_0000_0000;
 /// Where root maps files.
 pub const FILES_ADDRESS: u64 = 0x5000_0000_0000;
+/// Where `sdk::peer` maps granted pages. Root answers a fault in this range with an empty page, because
+/// what a guest granted may be taken away at any time.
+pub const GRANTS_ADDRESS: u64 = 0x6800_0000_0000;
+/// Bytes of that range.
+pub const GRANTS_BYTES: u64 = 64 << 30;
 /// Bytes of the start-up pages.
 pub const STARTUP_BYTES: usize = 16384;
 /// Bytes of stack of a further thread.
