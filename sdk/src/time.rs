@@ -53,6 +53,12 @@ pub fn sleep_until(deadline: u64) -> Result<(), Status> {
     }
 }
 
+/// Lets others of the same priority on this CPU run first, if there are any.
+pub fn give_way() -> Result<(), Status> {
+    // The core's rule for a deadline that has passed; the first tick of a machine has.
+    sleep_until(1)
+}
+
 /// Gives the running thread its sleep notification early, so that it can block on a lock.
 pub(crate) fn prepare() {
     if local::sleep_slot() == 0

@@ -107,7 +107,8 @@ calls! {
     /// Sets bits of a notification: the capability's badge, or `bits` when it has none.
     Signal = 17 (notification, bits) -> ();
     /// Takes all bits of a notification, waiting until one is set or `deadline` (absolute TSC)
-    /// passes: `Timeout`.
+    /// passes: `Timeout`. One that has passed before, other than `NOW`, also ends the caller's turn:
+    /// others of its priority on its CPU run first.
     Wait = 18 (notification, deadline) -> (bits);
     /// Runs a vCPU on this thread until it exits; the state page tells why.
     VcpuRun = 19 (vcpu) -> ();

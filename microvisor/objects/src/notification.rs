@@ -8,7 +8,7 @@ use crate::thread::{State, Thread};
 use crate::vcpu::Vcpu;
 use core::sync::atomic::{AtomicU64, Ordering};
 use microvisor_abi::message::MessageInfo;
-use microvisor_abi::{FOREVER, Status};
+use microvisor_abi::{FOREVER, NOW, Status};
 
 /// A word of sticky bits.
 #[derive(Debug)]
@@ -115,6 +115,9 @@ impl<M: Machine> Kernel<M> {
             return Ok(Done::Status(Status::Ok));
         }
         if deadline != FOREVER && deadline <= self.machine.now() {
+            if deadline != NOW {
+                self.give_way();
+            }
             return Err(Status::Timeout);
         }
         if let Some(last) = self.arena.get_mut(tail) {

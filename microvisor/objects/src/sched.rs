@@ -236,6 +236,15 @@ impl<M: Machine> Kernel<M> {
         }
     }
 
+    /// The current thread's turn is over, if there are others to have one.
+    pub(crate) fn give_way(&mut self) {
+        let state = &mut self.cpus[self.machine.cpu()];
+        if state.slice_end != u64::MAX {
+            state.slice_end = 0;
+            self.stirred = true;
+        }
+    }
+
     /// If the thread's budget is used up, parks it until the next period.
     fn throttle(&mut self, thread: Ref<Thread>, now: u64) -> bool {
         let Some(sched) = self.arena.get(thread).map(|t| t.sched) else {

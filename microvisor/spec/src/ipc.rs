@@ -3,7 +3,7 @@
 use crate::lookup::{Checked, require};
 use crate::state::*;
 use microvisor_abi::message::{RECEIVE_SLOTS, SEND_SLOTS};
-use microvisor_abi::{FOREVER, Kind, MessageInfo, Rights, Status};
+use microvisor_abi::{FOREVER, Kind, MessageInfo, NOW, Rights, Status};
 
 /// How a call that may block ended.
 pub(crate) enum Over {
@@ -383,7 +383,8 @@ impl State {
     }
 
     /// `Wait(notification, deadline)` takes all bits, or waits for some.
-    /// - `Timeout`: the deadline passed, now or later.
+    /// - `Timeout`: the deadline passed, now or later. If it had passed before and is not `NOW`, the
+    ///   caller's turn is over.
     /// - later: `Aborted` (the notification was destroyed), `Cancelled`.
     pub(crate) fn wait(&mut self, me: Frame, a: [u64; 6]) -> Checked<Over> {
         let notification = self.object(me, a[0], Kind::Notification, Rights::WAIT)?;
@@ -391,7 +392,15 @@ impl State {
             self.thread_mut(me).words[0] = bits;
             return Ok(Over::Done);
         }
-        self.require_time_left(a[1])?;
+        if let Err(over) = self.require_time_left(a[1]) {
+            let turn = self
+                .home_of(me)
+                .map(|(cpu, _)| &mut self.cpus[cpu].slice_end);
+            if let Some(end) = turn.filter(|end| a[1] != NOW && **end != u64::MAX) {
+                *end = 0;
+            }
+            return Err(over);
+        }
         self.thread_mut(me).doing = Doing::Waiting { notification };
         if let Some(word) = self.notifications.get_mut(&notification) {
             word.queue.push(me);

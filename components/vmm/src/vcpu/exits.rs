@@ -20,8 +20,6 @@ use super::{Activity, Handled, Interruption, Vcpu};
 
 /// Port of Xen's debug console for guests (`XEN_HVM_DEBUGCONS_IOPORT`).
 const DEBUG_CONSOLE: u16 = 0xe9;
-/// How long SCHEDOP_yield gives up the CPU.
-const YIELD_MICROSECONDS: u64 = 20;
 /// RFLAGS.VM.
 const VM86: u64 = 1 << 17;
 /// First and last of Xen's CPUID leaves.
@@ -294,9 +292,8 @@ impl Vcpu {
         match outcome.next {
             Next::Continue | Next::Restart => Ok(()),
             Next::Yield => {
-                // Others get the CPU for a while; one that only waits for its service yields again.
-                let until = time::now().saturating_add(time::microseconds(YIELD_MICROSECONDS));
-                let _ = time::sleep_until(until);
+                // It fails only for want of memory for the first such wait; then nobody waited.
+                let _ = time::give_way();
                 Ok(())
             }
             Next::Block => {

@@ -1,6 +1,6 @@
 //! Threads: whose turn it is, what stops them, who is woken.
 
-use microvisor_abi::{Call, FOREVER, Kind, Status};
+use microvisor_abi::{Call, FOREVER, Kind, NOW, Status};
 
 use crate::world::World;
 
@@ -13,6 +13,27 @@ fn equals_share_a_cpu_by_slices() {
     assert_eq!(w.turn(), other);
     w.seen.now.set(2002);
     assert_eq!(w.turn(), w.root);
+}
+
+#[test]
+fn a_wait_for_what_has_passed_gives_way_to_equals() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.ok(
+        Call::Retype,
+        &[ram, Kind::Notification as u64, 0, 600 | 1 << 32],
+    );
+    w.seen.now.set(10);
+    // Alone it goes on.
+    assert_eq!(w.call(Call::Wait, &[600, 1]).0, Status::Timeout);
+    assert_eq!(w.turn(), w.root);
+    let other = w.thread(510, 0, 15);
+    assert_eq!(w.turn(), w.root);
+    // A look at what there is costs no turn.
+    assert_eq!(w.call(Call::Wait, &[600, NOW]).0, Status::Timeout);
+    assert_eq!(w.turn(), w.root);
+    assert_eq!(w.call(Call::Wait, &[600, 1]).0, Status::Timeout);
+    assert_eq!(w.turn(), other);
 }
 
 #[test]
