@@ -2,7 +2,8 @@
 //! and sets bit `sdk::startup::DOMAINS` of its clients' notifications when an answer would be another
 //! one. It grants nothing: what is told can be read in the system's description.
 
-use crate::{Name, interface, message};
+use crate::volume::{DISKS_MAX, Disk};
+use crate::{Name, heapless, interface, message};
 
 /// A guest.
 #[message]
@@ -19,6 +20,8 @@ pub struct DomainInfo {
     pub vcpus: u32,
     /// Memory in KiB.
     pub memory_kib: u64,
+    /// Its disks.
+    pub disks: heapless::Vec<Disk, DISKS_MAX>,
 }
 
 /// Served by root.

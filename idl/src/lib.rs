@@ -62,6 +62,7 @@ pub mod ring;
 pub mod schema;
 pub mod store;
 pub mod supervisor;
+pub mod volume;
 pub mod wire;
 pub mod xs_wire;
 

@@ -18,9 +18,10 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::message;
+use crate::volume::{Disk, Volume};
 
 /// Version word of the encoding; a manifest of another version is refused.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// First bytes of an encoded manifest.
 const MAGIC: [u8; 4] = *b"mvmf";
 
@@ -90,6 +91,8 @@ pub struct Component {
     pub client_bytes: u64,
     /// Memory that every instance of it gets again, with what is in it, in bytes; rounded up to 2 MiB.
     pub keep_bytes: u64,
+    /// Volumes that it serves to guests, at most [`crate::volume::VOLUMES_MAX`].
+    pub volumes: Vec<Volume>,
 }
 
 /// Which of a machine's functions is meant. Functions are looked at in the order of bus, device and
@@ -225,6 +228,10 @@ pub struct Guest {
     pub vmm: String,
     /// The component that shows its console (serves `console`); empty for none.
     pub console: String,
+    /// Its disks, at most [`crate::volume::DISKS_MAX`].
+    pub disks: Vec<Disk>,
+    /// Other guests that it lets map what it grants them: its driver domains, by name.
+    pub drivers: Vec<String>,
 }
 
 /// Why bytes are not a manifest.
@@ -285,6 +292,8 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name;
+    use crate::volume::{Backend, Source};
     use proptest::prelude::*;
 
     fn sample() -> Manifest {
@@ -300,6 +309,12 @@ mod tests {
                     }]),
                     interrupts: Vec::from([4]),
                     memory_bytes: 1 << 20,
+                    volumes: Vec::from([Volume {
+                        name: name("root"),
+                        source: Source::PartitionUuid([7; 16]),
+                        read_only: true,
+                        overlay_bytes: 1 << 20,
+                    }]),
                     ..Component::default()
                 },
                 Component {
@@ -318,6 +333,13 @@ mod tests {
                 memory_mib: 256,
                 vcpus: Vec::from([0, 1]),
                 initrd: Some("guests/linux/initrd".into()),
+                disks: Vec::from([Disk {
+                    volume: name("root"),
+                    backend: Backend::Component(name("blkback")),
+                    device: "xvda".try_into().unwrap(),
+                    read_only: true,
+                }]),
+                drivers: Vec::from(["storage".into()]),
                 ..Guest::default()
             }]),
             exit: Exit::WhenGuestsStop,
@@ -376,7 +398,7 @@ mod tests {
 
         #[test]
         fn any_bytes_decode_without_panic(tail in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let mut bytes = Vec::from(*b"mvmf\x03\0\0\0");
+            let mut bytes = Vec::from(*b"mvmf\x04\0\0\0");
             bytes.extend(tail);
             let _ = Manifest::decode(&bytes);
         }

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use idl::manifest::{Component, Manifest, Selector};
+use idl::volume::Backend;
 
 use crate::description::ROOT;
 use crate::inspect::shown;
@@ -149,8 +150,8 @@ pub struct Graph {
     pub things: Vec<Thing>,
     /// Everything that somebody but root holds.
     pub rights: Vec<Right>,
-    /// Each guest: its name, who builds and runs it.
-    guests: Vec<(String, [String; 2])>,
+    /// Each guest: its name, who builds and runs it, who serves its disks.
+    guests: Vec<(String, [String; 2], Vec<String>)>,
 }
 
 impl Graph {
@@ -167,7 +168,7 @@ impl Graph {
             for (name, pattern) in names.iter().zip([&guest.builder, &guest.vmm]) {
                 graph.component(name, pattern, Some(&guest.name));
             }
-            graph.guests.push((guest.name.clone(), names));
+            graph.guests.push((guest.name.clone(), names, Vec::new()));
         }
         for component in shared {
             graph.described(&component.name, component);
@@ -202,6 +203,7 @@ impl Graph {
             };
             graph.right(&vmm, vcpus, "run");
         }
+        graph.granted(manifest);
         graph.devices(manifest);
         graph
     }
@@ -254,6 +256,43 @@ impl Graph {
                 mib: mib(component.keep_bytes),
             };
             self.right(name, memory, "read and write");
+        }
+    }
+
+    /// What backends reach of guests: pages that the guests grant them.
+    fn granted(&mut self, manifest: &Manifest) {
+        for guest in &manifest.guests {
+            let memory = || Thing::GuestMemory {
+                guest: guest.name.clone(),
+                mib: guest.memory_mib,
+            };
+            let mut backends: Vec<&str> = Vec::new();
+            for disk in &guest.disks {
+                if let Backend::Component(name) = &disk.backend
+                    && !backends.contains(&name.as_str())
+                {
+                    backends.push(name);
+                }
+            }
+            for backend in backends {
+                let does = "pages that the guest grants, for its disks";
+                self.right(backend, memory(), does);
+                let served = self
+                    .guests
+                    .iter_mut()
+                    .find(|(name, ..)| *name == guest.name);
+                if let Some((.., servers)) = served {
+                    servers.push(backend.to_owned());
+                }
+            }
+            for driver in &guest.drivers {
+                let pattern = manifest.guests.iter().find(|other| other.name == *driver);
+                if let Some(other) = pattern {
+                    let vmm = instance(&other.vmm, driver);
+                    let does = "pages that the guest grants, as its driver domain";
+                    self.right(&vmm, memory(), does);
+                }
+            }
         }
     }
 
@@ -398,11 +437,15 @@ impl fmt::Display for Graph {
         if !self.guests.is_empty() {
             writeln!(f, "\nwhat a guest depends on\n")?;
         }
-        for (guest, makers) in &self.guests {
+        for (guest, makers, backends) in &self.guests {
             let makers: Vec<usize> = makers.iter().filter_map(|name| self.named(name)).collect();
             let mut servers: BTreeSet<usize> = BTreeSet::new();
             for &maker in &makers {
                 servers.extend(self.called(maker));
+            }
+            for backend in backends.iter().filter_map(|name| self.named(name)) {
+                servers.insert(backend);
+                servers.extend(self.called(backend));
             }
             write!(
                 f,

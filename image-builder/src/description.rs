@@ -32,6 +32,8 @@ pub struct Description {
     pub components: Vec<Component>,
     /// `[[guest]]`.
     pub guests: Vec<Guest>,
+    /// `[[volume]]`.
+    pub volumes: Vec<Volume>,
     /// `[[forbid]]`.
     pub forbids: Vec<Forbid>,
 }
@@ -154,6 +156,90 @@ pub struct Guest {
     pub vmm: At<String>,
     /// Which console; empty for none.
     pub console: At<String>,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+    /// Guests that serve devices to it.
+    pub drivers: Vec<At<String>>,
+}
+
+/// One of a guest's `disks`.
+#[derive(Clone, Debug, Default)]
+pub struct Disk {
+    /// Where it is written.
+    pub span: Range<usize>,
+    /// The volume; what a driver domain is to take, if one serves it.
+    pub volume: String,
+    /// `xvda` to `xvdz`.
+    pub device: String,
+    /// The guest must not write.
+    pub read_only: bool,
+    /// The guest that serves it, instead of a component.
+    pub driver: Option<String>,
+}
+
+/// `[[volume]]`.
+#[derive(Clone, Debug, Default)]
+pub struct Volume {
+    /// Where the table is.
+    pub span: Range<usize>,
+    /// Unique name.
+    pub name: At<String>,
+    /// The component that serves it; the only one that can if absent.
+    pub backend: Option<At<String>>,
+    /// Where its blocks are.
+    pub source: At<Blocks>,
+    /// Nobody may write.
+    pub read_only: bool,
+    /// Bytes of memory for writes; 0: they go to the source.
+    pub overlay_bytes: At<u64>,
+}
+
+/// What a volume is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Blocks {
+    /// Nothing yet.
+    #[default]
+    None,
+    /// `disk`: the disk of the backend's wire `block`.
+    Disk,
+    /// `partition:label=NAME` of that disk.
+    Label(String),
+    /// `partition:uuid=UUID` of that disk.
+    Uuid([u8; 16]),
+    /// `file:SOURCE`: a raw image, put into the archive.
+    File(Input),
+}
+
+impl Blocks {
+    /// Reads the notation of `system.toml`. The error is advice.
+    pub fn parse(text: &str) -> Result<Blocks, String> {
+        let advice =
+            "write \"disk\", \"partition:label=NAME\", \"partition:uuid=UUID\" or \"file:PATH\"";
+        if text == "disk" {
+            return Ok(Blocks::Disk);
+        }
+        if let Some(file) = text.strip_prefix("file:") {
+            return Input::parse(file).map(Blocks::File);
+        }
+        let partition = text.strip_prefix("partition:").ok_or(advice)?;
+        match partition.split_once('=') {
+            Some(("label", label)) => match label.chars().count() {
+                // GPT has 72 bytes for a label, two for each letter.
+                1..=36 => Ok(Blocks::Label(label.to_owned())),
+                _ => Err("a partition's label has 1 to 36 letters".into()),
+            },
+            Some(("uuid", uuid)) => match idl::volume::uuid(uuid) {
+                Some(uuid) => Ok(Blocks::Uuid(uuid)),
+                None => Err("write the UUID as 01234567-89ab-cdef-0123-456789abcdef".into()),
+            },
+            _ => Err(advice.into()),
+        }
+    }
+
+    /// Needs the backend's wire `block`.
+    pub fn is_on_disk(&self) -> bool {
+        matches!(self, Blocks::Disk | Blocks::Label(_) | Blocks::Uuid(_))
+    }
 }
 
 /// `[[forbid]]`: what a component must not reach.

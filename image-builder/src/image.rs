@@ -11,7 +11,7 @@ use idl::manifest::Manifest;
 use crate::archive::{self, Contents};
 use crate::audit::Graph;
 use crate::debian::Cache;
-use crate::description::{At, Component, Description, Input, ROOT};
+use crate::description::{At, Blocks, Component, Description, Input, ROOT};
 use crate::progress::{say, step};
 use crate::workspace::{CORE, Flavour, Workspace};
 use crate::{disk, elf, forbid, initramfs, iso, manifest, packages, read, rules, symbols, verify};
@@ -145,6 +145,14 @@ pub fn build(workspace: &Workspace, order: &Order) -> Result<Image> {
             contents
                 .files
                 .push((manifest::own_file(&component.name.value, index), bytes));
+        }
+    }
+    for volume in &description.volumes {
+        if let Blocks::File(image) = &volume.source.value {
+            let bytes = inputs.bytes(image)?;
+            contents
+                .files
+                .push((manifest::volume_file(&volume.name.value), bytes));
         }
     }
     let manifest = manifest::manifest(&description);

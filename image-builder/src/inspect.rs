@@ -6,6 +6,7 @@ use std::fmt;
 
 use anyhow::{Context, Result};
 use idl::manifest::{Component, Exit, Guest, Manifest, Restart};
+use idl::volume::{Backend, Disk, Source, Volume};
 use microvisor_abi::archive::Archive;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -208,6 +209,7 @@ impl Contents {
                 "interrupts": c.interrupts,
                 "files": c.files,
                 "restart": restart(c.restart),
+                "volumes": c.volumes.iter().map(volume).collect::<Vec<_>>(),
             })
         };
         let guest = |(g, kernel): (&Guest, &String)| {
@@ -222,6 +224,8 @@ impl Contents {
                 "builder": g.builder,
                 "vmm": g.vmm,
                 "console": g.console,
+                "disks": g.disks.iter().map(disk).collect::<Vec<_>>(),
+                "drivers": g.drivers,
             })
         };
         let components: Vec<Value> = self.manifest.components.iter().map(component).collect();
@@ -240,6 +244,56 @@ impl Contents {
             "problems": self.problems,
         })
     }
+}
+
+/// `source` as `system.toml` has it, but for images, which are named by their place in the archive.
+fn source(source: &Source) -> String {
+    match source {
+        Source::Disk => "disk".into(),
+        Source::PartitionLabel(label) => format!("partition:label={label}"),
+        Source::PartitionUuid(bytes) => {
+            let hex = |order: &[usize]| {
+                let digits = order.iter().filter_map(|&at| bytes.get(at));
+                digits.map(|byte| format!("{byte:02x}")).collect::<String>()
+            };
+            // The first three groups are little-endian (UEFI specification 2.10, appendix A).
+            let groups: [&[usize]; 5] = [
+                &[3, 2, 1, 0],
+                &[5, 4],
+                &[7, 6],
+                &[8, 9],
+                &[10, 11, 12, 13, 14, 15],
+            ];
+            format!("partition:uuid={}", groups.map(hex).join("-"))
+        }
+        Source::File(name) => format!("file:{name}"),
+    }
+}
+
+fn volume(v: &Volume) -> Value {
+    json!({
+        "name": v.name.as_str(),
+        "source": source(&v.source),
+        "read_only": v.read_only,
+        "overlay_bytes": v.overlay_bytes,
+    })
+}
+
+fn served_by(disk: &Disk) -> (&'static str, &str) {
+    match &disk.backend {
+        Backend::Component(name) => ("component", name),
+        Backend::Guest(name) => ("guest", name),
+    }
+}
+
+fn disk(d: &Disk) -> Value {
+    let (kind, name) = served_by(d);
+    json!({
+        "volume": d.volume.as_str(),
+        "device": d.device.as_str(),
+        "read_only": d.read_only,
+        "backend": { kind: name },
+    })
 }
 
 fn exit(exit: Exit) -> &'static str {
@@ -272,6 +326,14 @@ fn rights(c: &Component) -> Vec<String> {
     let lines = &mut c.interrupts.iter().map(u32::to_string);
     add("interrupt lines", list(lines));
     add("reads", list(&mut c.files.iter().cloned()));
+    for v in &c.volumes {
+        let mode = match (v.read_only, v.overlay_bytes) {
+            (true, _) => ", read-only".into(),
+            (false, 0) => String::new(),
+            (false, bytes) => format!(", writes to {} KiB of its memory", bytes >> 10),
+        };
+        out.push(format!("volume {}: {}{mode}", v.name, source(&v.source)));
+    }
     if c.restart != Restart::Never {
         out.push(format!("restarted {}", restart(c.restart)));
     }
@@ -325,6 +387,19 @@ impl fmt::Display for Contents {
             writeln!(f, "    kernel {}: {kernel}", shown(&g.kernel))?;
             if let Some(initrd) = &g.initrd {
                 writeln!(f, "    initrd {}", shown(initrd))?;
+            }
+            for d in &g.disks {
+                let (kind, name) = served_by(d);
+                let mode = if d.read_only { ", read-only" } else { "" };
+                let (device, volume) = (shown(&d.device), shown(&d.volume));
+                let name = shown(name);
+                writeln!(
+                    f,
+                    "    disk {device}: volume {volume} of {kind} {name}{mode}"
+                )?;
+            }
+            for driver in &g.drivers {
+                writeln!(f, "    driver domain {}", shown(driver))?;
             }
             writeln!(f, "    command line {:?}", g.cmdline)?;
             writeln!(

@@ -1,9 +1,11 @@
 //! A judged description as the manifest that root reads.
 
 use idl::manifest::{Component, Exit, Guest, Manifest, Need, Ports};
+use idl::name;
+use idl::volume::{Backend, Disk, Source, Volume};
 
-use crate::description::Description;
-use crate::rules::server_of;
+use crate::description::{self, Blocks, Description};
+use crate::rules::{backend_of, is_writable, overlay_memory, server_of};
 
 /// Where a component's ELF is in the archive.
 pub fn component_file(name: &str) -> String {
@@ -25,6 +27,11 @@ pub fn own_file(name: &str, index: usize) -> String {
     format!("files/{name}/{index}")
 }
 
+/// Where the image of a volume is in the archive.
+pub fn volume_file(name: &str) -> String {
+    format!("volumes/{name}")
+}
+
 /// The manifest of a description that has no problems.
 pub fn manifest(description: &Description) -> Manifest {
     Manifest {
@@ -32,7 +39,11 @@ pub fn manifest(description: &Description) -> Manifest {
             .wired()
             .map(|component| self::component(description, component))
             .collect(),
-        guests: description.guests.iter().map(guest).collect(),
+        guests: description
+            .guests
+            .iter()
+            .map(|guest| self::guest(description, guest))
+            .collect(),
         exit: if description.system.exit_with_guests {
             Exit::WhenGuestsStop
         } else {
@@ -44,12 +55,23 @@ pub fn manifest(description: &Description) -> Manifest {
 
 fn component(description: &Description, from: &crate::description::Component) -> Component {
     let name = from.name.value.clone();
+    let volumes = description
+        .volumes
+        .iter()
+        .filter(|volume| backend_of(description, volume).is_ok_and(|at| at.name.value == name));
+    let volume_files = volumes
+        .clone()
+        .filter(|volume| matches!(volume.source.value, Blocks::File(_)))
+        .map(|volume| volume_file(&volume.name.value));
     Component {
         file: component_file(&name),
         per_guest: from.per_guest,
         priority: from.priority.value,
         cpu: from.cpu.value,
-        memory_bytes: from.memory_bytes.value,
+        memory_bytes: from
+            .memory_bytes
+            .value
+            .saturating_add(overlay_memory(description, from)),
         threads: from.threads.value,
         serves: from.serves.iter().map(|at| at.value.clone()).collect(),
         needs: from
@@ -75,17 +97,53 @@ fn component(description: &Description, from: &crate::description::Component) ->
         interrupts: from.interrupts.iter().map(|at| at.value).collect(),
         files: (0..from.files.len())
             .map(|index| own_file(&name, index))
+            .chain(volume_files)
             .collect(),
         restart: from.restart,
         device: from.device.as_ref().map(|at| at.value),
         dma_bytes: from.dma_bytes.value,
         client_bytes: from.client_bytes.value,
         keep_bytes: from.keep_bytes.value,
+        volumes: volumes.map(volume).collect(),
         name,
     }
 }
 
-fn guest(from: &crate::description::Guest) -> Guest {
+fn volume(from: &description::Volume) -> Volume {
+    let text = |text: &str| text.chars().collect();
+    Volume {
+        source: match &from.source.value {
+            Blocks::None | Blocks::Disk => Source::Disk,
+            Blocks::Label(label) => Source::PartitionLabel(text(label)),
+            Blocks::Uuid(uuid) => Source::PartitionUuid(*uuid),
+            Blocks::File(_) => Source::File(text(&volume_file(&from.name.value))),
+        },
+        name: name(&from.name.value),
+        read_only: !is_writable(from),
+        overlay_bytes: from.overlay_bytes.value,
+    }
+}
+
+/// One that nobody serves has been judged, and is left out.
+fn disk(description: &Description, from: &description::Disk) -> Option<Disk> {
+    let (backend, volume) = match &from.driver {
+        Some(guest) => (Backend::Guest(name(guest)), None),
+        None => {
+            let mut volumes = description.volumes.iter();
+            let volume = volumes.find(|volume| volume.name.value == from.volume)?;
+            let backend = backend_of(description, volume).ok()?;
+            (Backend::Component(name(&backend.name.value)), Some(volume))
+        }
+    };
+    Some(Disk {
+        volume: name(&from.volume),
+        backend,
+        device: from.device.as_str().try_into().ok()?,
+        read_only: from.read_only || volume.is_some_and(|volume| !is_writable(volume)),
+    })
+}
+
+fn guest(description: &Description, from: &description::Guest) -> Guest {
     let name = from.name.value.clone();
     Guest {
         memory_mib: from.memory_mib.value,
@@ -96,6 +154,12 @@ fn guest(from: &crate::description::Guest) -> Guest {
         builder: from.builder.value.clone(),
         vmm: from.vmm.value.clone(),
         console: from.console.value.clone(),
+        disks: from
+            .disks
+            .iter()
+            .filter_map(|from| disk(description, from))
+            .collect(),
+        drivers: from.drivers.iter().map(|at| at.value.clone()).collect(),
         name,
     }
 }

@@ -12,11 +12,18 @@ use toml::de::{DeTable, DeValue};
 use crate::description::{At, Component, Description, Forbid, Guest, Input, Need, System};
 use crate::problem::{Problems, Source, nearest};
 
+mod values;
+mod volumes;
+
+pub use values::bytes;
+use values::{integer, port_range, restart};
+use volumes::without_disk;
+
 const DEFAULTS: &str = include_str!("defaults.toml");
 /// The span of what is not in the user's file.
 pub const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
 
-const SECTIONS: &[&str] = &["system", "component", "guest", "forbid"];
+const SECTIONS: &[&str] = &["system", "component", "guest", "volume", "forbid"];
 const SYSTEM: &[&str] = &["cpus", "memory", "exit", "allow-unprotected-dma"];
 const COMPONENT: &[&str] = &[
     "name",
@@ -40,6 +47,7 @@ const COMPONENT: &[&str] = &[
 ];
 const GUEST: &[&str] = &[
     "name", "kernel", "initrd", "cmdline", "memory", "vcpus", "cpus", "builder", "vmm", "console",
+    "disks", "drivers",
 ];
 const FORBID: &[&str] = &["component", "guests", "components", "ports", "interrupts"];
 const NEED: &[&str] = &["interface", "server"];
@@ -245,7 +253,9 @@ impl Reader {
         let guests = document.get("guest").is_some();
         for (name, table) in &built_in {
             // What serves guests only is not there without one.
-            let needed = guests || table.get("guests-only").is_none();
+            let volumes = document.get("volume").is_some();
+            let needed = (guests || table.get("guests-only").is_none())
+                && (volumes || table.get("volumes-only").is_none());
             if !mentioned.contains(name) && needed {
                 let component = self.component(None, Some(table), NOWHERE);
                 into.components.push(component);
@@ -255,6 +265,11 @@ impl Reader {
             let guest = self.guest(table, span, into.system.cpus.value);
             into.guests.push(guest);
         }
+        for (table, span) in self.tables(document, "volume") {
+            let volume = self.volume(table, span);
+            into.volumes.push(volume);
+        }
+        without_disk(into);
         for (table, span) in self.tables(document, "forbid") {
             let forbid = self.forbid(table, span);
             into.forbids.push(forbid);
@@ -524,6 +539,8 @@ impl Reader {
             builder: or(self, "builder", "builder"),
             vmm: or(self, "vmm", "vmm"),
             console: or(self, "console", "console"),
+            disks: self.disks(&table),
+            drivers: self.words(&table, "drivers", "drivers = [\"guest\"]"),
             kernel: self.input(&table, "kernel"),
             initrd: self.input(&table, "initrd"),
             memory_mib: At::new(memory.value >> 20, memory.span),
@@ -532,24 +549,6 @@ impl Reader {
             name,
         }
     }
-}
-
-fn restart(value: &DeValue<'_>) -> Option<Restart> {
-    match value.as_str() {
-        Some("never") => return Some(Restart::Never),
-        Some("always") => return Some(Restart::Always),
-        Some(_) => return None,
-        None => {}
-    }
-    let table = value.as_table()?;
-    let number = |key| {
-        let number = integer(table.get(key)?.get_ref())?;
-        u32::try_from(number).ok().filter(|number| *number > 0)
-    };
-    Some(Restart::Limited {
-        times: number("times")?,
-        seconds: number("seconds")?,
-    })
 }
 
 fn named<'a>(document: &'a DeTable<'a>) -> impl Iterator<Item = (&'a str, &'a DeTable<'a>)> {
@@ -562,36 +561,4 @@ fn named<'a>(document: &'a DeTable<'a>) -> impl Iterator<Item = (&'a str, &'a De
             let table = item.get_ref().as_table()?;
             Some((table.get("name")?.get_ref().as_str()?, table))
         })
-}
-
-fn integer(value: &DeValue<'_>) -> Option<u64> {
-    let number = value.as_integer()?;
-    u64::from_str_radix(number.as_str().trim_start_matches('+'), number.radix()).ok()
-}
-
-/// `512M`, `2 GiB`, `64K`: bytes.
-pub fn bytes(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit = text.get(digits.len()..)?.trim();
-    let shift = match unit.to_ascii_lowercase().as_str() {
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
-/// `0x3f8+8` or `1016`: first port and count.
-fn port_range(text: &str) -> Option<(u16, u16)> {
-    let number = |text: &str| match text.trim().strip_prefix("0x") {
-        Some(hex) => u16::from_str_radix(hex, 16).ok(),
-        None => text.trim().parse().ok(),
-    };
-    let (first, count) = match text.split_once('+') {
-        Some((first, count)) => (number(first)?, number(count)?),
-        None => (number(text)?, 1),
-    };
-    (count > 0 && u32::from(first) + u32::from(count) <= 0x1_0000).then_some((first, count))
 }

@@ -4,6 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+mod volumes;
+
+pub use volumes::{backend_of, is_writable, overlay_memory};
+
 use crate::description::{Component, Description, Guest, Input, ROOT};
 use crate::problem::{Problems, nearest};
 use idl::manifest::Restart;
@@ -24,6 +28,7 @@ pub const ROOT_SERVES: &[&str] = &[
     "admin",
     "hardware",
     "domains",
+    "peers",
 ];
 /// The interface of which there is one holder: it lends every device.
 const HARDWARE: &str = "hardware";
@@ -66,6 +71,7 @@ pub fn judge(description: &Description, packages: &Packages, problems: &mut Prob
     for guest in &description.guests {
         rules.guest(guest);
     }
+    rules.volumes();
 }
 
 struct Rules<'a> {
@@ -107,6 +113,7 @@ impl Rules<'_> {
                 1
             };
             let own = component.memory_bytes.value.saturating_mul(copies);
+            let own = own.saturating_add(overlay_memory(self.description, component));
             let devices = component
                 .dma_bytes
                 .value

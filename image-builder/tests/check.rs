@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 fn packages() -> Packages {
     let mut packages = Packages::new();
-    for name in ["root", "builder", "vmm", "xenstore", "bench"] {
+    for name in ["root", "builder", "vmm", "xenstore", "bench", "blkback"] {
         packages.insert(name.into(), Wishes::default());
     }
     let console = Wishes {
@@ -158,6 +158,154 @@ fn a_driver_that_is_described_wrongly_is_told_how() {
     says(&text, 2, &["allow-unprotected-dma = true"]);
 }
 
+/// A guest with a disk on each kind of volume.
+const DISKS: &str = r#"[[component]]
+name = "disk"
+package = "bench"
+serves = ["block"]
+[[guest]]
+name = "linux"
+kernel = "debian:linux-image-amd64"
+disks = [
+    { volume = "root", device = "xvda" },
+    { volume = "tools", device = "xvdb", read-only = true },
+    { volume = "image", device = "xvdc" },
+]
+[[volume]]
+name = "root"
+source = "partition:label=root"
+[[volume]]
+name = "tools"
+source = "partition:uuid=c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
+overlay = "32M"
+[[volume]]
+name = "image"
+source = "file:Cargo.toml"
+"#;
+
+#[test]
+fn a_guest_has_disks_that_blkback_serves() {
+    use idl::volume::{Backend, Source};
+    assert_eq!(messages(DISKS), []);
+    let (description, _) = read::text(Path::new("system.toml"), DISKS.into());
+    let manifest = manifest::manifest(&description);
+    let blkback = manifest.component("blkback").unwrap();
+    let needs = blkback.needs.iter().map(|need| need.server.as_str());
+    let servers = ["root", "console", "xenstore", "root", "root", "disk"];
+    assert_eq!(needs.collect::<Vec<_>>(), servers);
+    let [root, tools, image] = blkback.volumes.as_slice() else {
+        panic!("{:?}", blkback.volumes)
+    };
+    assert_eq!(
+        root.source,
+        Source::PartitionLabel("root".try_into().unwrap())
+    );
+    assert!(matches!(
+        tools.source,
+        Source::PartitionUuid([0x28, 0x73, ..])
+    ));
+    assert_eq!(
+        image.source,
+        Source::File("volumes/image".try_into().unwrap())
+    );
+    assert_eq!(blkback.files, ["volumes/image"]);
+    assert_eq!((root.read_only, tools.overlay_bytes), (false, 32 << 20));
+    assert!(image.read_only, "nobody writes the archive");
+    assert_eq!(blkback.memory_bytes, (16 << 20) + (33 << 20));
+    let disks = &manifest.guests[0].disks;
+    let modes: Vec<_> = disks.iter().map(|disk| disk.read_only).collect();
+    assert_eq!(modes, [false, true, true]);
+    let backend = Backend::Component("blkback".try_into().unwrap());
+    assert!(disks.iter().all(|disk| disk.backend == backend));
+    let audit = image_builder::audit::Graph::of(&manifest).to_string();
+    for right in [
+        "memory of guest linux (256 MiB): pages that the guest grants, for its disks",
+        "for services only: disk, console, xenstore, blkback",
+    ] {
+        assert!(audit.contains(right), "no {right:?} in\n{audit}");
+    }
+}
+
+#[test]
+fn a_system_without_volumes_has_no_backend_and_an_image_needs_no_disk() {
+    let (description, _) = read::text(Path::new("system.toml"), GUEST.into());
+    assert!(description.component("blkback").is_none());
+    let text = format!(
+        "{GUEST}disks = [{{ volume = \"a\", device = \"xvda\" }}]\n\
+         [[volume]]\nname = \"a\"\nsource = \"file:Cargo.toml\"\noverlay = \"1M\"\n"
+    );
+    assert_eq!(messages(&text), []);
+    let (description, _) = read::text(Path::new("system.toml"), text);
+    let manifest = manifest::manifest(&description);
+    let blkback = manifest.component("blkback").unwrap();
+    assert!(blkback.needs.iter().all(|need| need.interface != "block"));
+    assert!(!blkback.volumes[0].read_only && !manifest.guests[0].disks[0].read_only);
+}
+
+#[test]
+fn a_disk_that_is_described_wrongly_is_told_how() {
+    let with = |from: &str, to: &str| {
+        assert!(DISKS.contains(from), "{from}");
+        DISKS.replace(from, to)
+    };
+    let text = with("volume = \"root\"", "volume = \"rot\"");
+    says(&text, 9, &["no volume \"rot\"", "did you mean \"root\""]);
+    let text = with("\"xvdb\"", "\"xvda\"");
+    says(&text, 10, &["two disks are called \"xvda\""]);
+    let text = with("\"xvdb\"", "\"xvdb1\"");
+    says(&text, 10, &["whole disks", "device = \"xvdb\""]);
+    let text = with("\"xvdb\"", "\"sda\"");
+    says(&text, 10, &["\"xvda\" to \"xvdz\""]);
+    let text = with("name = \"tools\"", "name = \"root\"");
+    says(&text, 17, &["two volumes are called"]);
+    let text = with("partition:label=root", "partition:root");
+    says(&text, 15, &["volume root", "partition:label=NAME"]);
+    let text = with("c12a7328-", "c12a7328");
+    says(&text, 18, &["volume tools", "01234567-89ab-cdef"]);
+    let text = with("file:Cargo.toml", "file:nowhere");
+    says(&text, 22, &["there is no file"]);
+    let text = with("overlay = \"32M\"", "overlay = \"32M\"\nread-only = true");
+    says(&text, 19, &["read-only, and has an overlay"]);
+    let text = with("[\"block\"]", "[]");
+    says(&text, 0, &["component blkback", "nothing serves block"]);
+    let text = with(
+        "source = \"partition:label=root\"",
+        "backend = \"disk\"\nsource = \"disk\"",
+    );
+    says(&text, 15, &["disk serves no disks", "\"store\""]);
+    let text = with("source = \"partition:label=root\"", "");
+    says(&text, 13, &["volume root has no source"]);
+    let second = "[[guest]]\nname = \"two\"\nkernel = \"Cargo.toml\"\n\
+                  disks = [{ volume = \"root\", device = \"xvda\" }]\n";
+    let text = format!("{DISKS}{second}");
+    says(&text, 26, &["volume root is written by guest linux too"]);
+    let read_only = second.replace("\"xvda\"", "\"xvda\", read-only = true");
+    assert_eq!(messages(&format!("{DISKS}{read_only}")), []);
+}
+
+#[test]
+fn a_driver_domain_is_another_guest_that_may_map_pages() {
+    use idl::volume::Backend;
+    let text = format!(
+        "{GUEST}[[guest]]\nname = \"user\"\nkernel = \"Cargo.toml\"\ndrivers = [\"linux\"]\n\
+         disks = [{{ driver = \"linux\", volume = \"loop0\", device = \"xvda\" }}]\n"
+    );
+    assert_eq!(messages(&text), []);
+    let (description, _) = read::text(Path::new("system.toml"), text.clone());
+    let manifest = manifest::manifest(&description);
+    let user = &manifest.guests[1];
+    assert_eq!(user.drivers, ["linux"]);
+    let backend = Backend::Guest("linux".try_into().unwrap());
+    assert_eq!(user.disks[0].backend, backend);
+    let audit = image_builder::audit::Graph::of(&manifest).to_string();
+    let right = "memory of guest user (256 MiB): pages that the guest grants, as its driver domain";
+    assert!(audit.contains(right), "no {right:?} in\n{audit}");
+    let wrong = text.replace("drivers = [\"linux\"]", "drivers = [\"user\", \"linx\"]");
+    says(&wrong, 7, &["cannot serve itself"]);
+    says(&wrong, 7, &["no guest \"linx\"", "did you mean \"linux\""]);
+    says(&wrong, 8, &["linux must not serve it", "add drivers"]);
+}
+
 #[test]
 fn one_guest_is_a_whole_system() {
     assert_eq!(messages(GUEST), []);
@@ -295,14 +443,14 @@ proptest! {
         key in prop_oneof![
             Just("name"), Just("kernel"), Just("memory"), Just("vcpus"), Just("cpus"), Just("ports"),
             Just("needs"), Just("interrupts"), Just("threads"), Just("cpu"), Just("priority"),
-            Just("device"), Just("dma"), Just("client-memory"),
+            Just("device"), Just("dma"), Just("client-memory"), Just("disks"), Just("drivers"),
         ],
         value in prop_oneof![
             Just("1".to_owned()), Just("-1".to_owned()), Just("99999999999999999999".to_owned()),
-            Just("[]".to_owned()), Just("[[1]]".to_owned()), Just("{ interface = 1 }".to_owned()),
+            Just("[]".to_owned()), Just("[{ volume = 'a', device = 'xvda' }]".to_owned()), Just("['x']".to_owned()), Just("[[1]]".to_owned()), Just("{ interface = 1 }".to_owned()),
             Just("1.5".to_owned()), Just("true".to_owned()), "\"[ -!#-\\[\\]-~]{0,20}\"", Just("[\"0xffff+9\", 3]".to_owned()),
         ],
     ) {
-        problems(&format!("[[guest]]\n{key} = {value}\n[[component]]\n{key} = {value}\n"));
+        problems(&format!("[[guest]]\n{key} = {value}\n[[component]]\n{key} = {value}\n[[volume]]\n{key} = {value}\n"));
     }
 }

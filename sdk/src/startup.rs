@@ -19,6 +19,7 @@
 //! | further threads | blocks of 16 MiB below, see `sdk::local` |
 
 use idl::cap::{Endpoint, Frame, Interrupt, IoPorts, Memory, Notification, SchedContext, Thread};
+use idl::volume::{VOLUMES_MAX, Volume};
 use idl::{Cap, Name};
 use serde::{Deserialize, Serialize};
 
@@ -273,6 +274,8 @@ pub struct Startup {
     pub keep: DmaRight,
     /// Memory for it and each of its clients (servers whose manifest says so).
     pub shares: heapless::Vec<Share, SHARES_MAX>,
+    /// Volumes that it serves (backends of guests' disks).
+    pub volumes: heapless::Vec<Volume, VOLUMES_MAX>,
     /// The guest (builder and VMM only).
     pub guest: Option<GuestStart>,
 }

@@ -2,15 +2,17 @@
 
 use alloc::collections::BTreeMap;
 use alloc::string::ToString;
+use alloc::vec::Vec;
 
 use idl::Piece;
 use idl::domains::{DomainInfo, DomainsClient};
 use idl::store::{Answer, Badge, PIECE, Session, Store, StoreError, StoreServer};
+use idl::volume::Backend;
 use sdk::dma::{Region, Space};
 use sdk::prelude::*;
 use sdk::startup::DOMAINS;
 use xenstore::journal::Area;
-use xenstore::toolstack::Facts;
+use xenstore::toolstack::{Facts, Link};
 use xenstore::{PRIVILEGED, Recovered, Service};
 
 /// Kept memory. Its stores are volatile, so none passes another.
@@ -134,7 +136,7 @@ impl<A: Area> Server<A> {
 
     /// Releases the domains that are gone, or are others by now.
     fn look(&mut self) {
-        let known: alloc::vec::Vec<_> = self.known().collect();
+        let known: Vec<_> = self.known().collect();
         for (domain, starts) in self.service.domains() {
             let of_it = known.iter().find(|info| info.domain == domain);
             if of_it.is_some_and(|info| !info.present || info.starts != starts) {
@@ -149,8 +151,11 @@ impl<A: Area> Server<A> {
             Session::New(rings) => {
                 if domain != PRIVILEGED {
                     let rings = rings.ok_or(StoreError::NoDomain)?;
-                    let info = self.known().find(|info| info.domain == domain);
-                    let info = info.filter(|info| info.present);
+                    let known: Vec<_> = self.known().collect();
+                    let links = |info| links(info, &known);
+                    let mut present = known.iter().filter(|info| info.present);
+                    let served = present.clone().flat_map(links);
+                    let info = present.find(|info| info.domain == domain);
                     let info = info.ok_or(StoreError::NoDomain)?;
                     self.service.introduce(&Facts {
                         domain,
@@ -158,6 +163,8 @@ impl<A: Area> Server<A> {
                         name: info.name.to_string(),
                         vcpus: info.vcpus,
                         memory_kib: info.memory_kib,
+                        disks: links(info).collect(),
+                        serves: served.filter(|link| link.back == domain).collect(),
                         rings,
                     })?;
                 }
@@ -165,6 +172,21 @@ impl<A: Area> Server<A> {
             }
         }
     }
+}
+
+/// A guest's disks, and the domains that serve them, there or not.
+fn links(front: &DomainInfo, known: &[DomainInfo]) -> impl Iterator<Item = Link> {
+    front.disks.iter().filter_map(|disk| {
+        let back = match &disk.backend {
+            Backend::Component(_) => PRIVILEGED,
+            Backend::Guest(name) => known.iter().find(|info| info.name == *name)?.domain,
+        };
+        Some(Link {
+            front: front.domain,
+            back,
+            disk: disk.clone(),
+        })
+    })
 }
 
 /// The client and its domain.

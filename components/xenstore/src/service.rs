@@ -103,12 +103,13 @@ impl<A: Area> Service<A> {
     /// A guest's domain is there. One of its id that was there before is gone.
     pub fn introduce(&mut self, facts: &Facts) -> Result<(), StoreError> {
         self.release(facts.domain);
-        let fired = Fired {
+        let mut fired = toolstack::connected(facts, &self.state);
+        fired.push(Fired {
             path: toolstack::INTRODUCED.into(),
             removed: false,
-        };
-        let records = toolstack::introduce(facts);
-        self.carry_out(records, &[fired])
+        });
+        let records = toolstack::introduce(facts, &self.state);
+        self.carry_out(records, &fired)
             .map_err(|Full| StoreError::Full)
     }
 

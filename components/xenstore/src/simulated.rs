@@ -43,6 +43,7 @@ impl DomainsServer for Root {
             present: starts != 0,
             vcpus: 1,
             memory_kib: 65_536,
+            disks: Default::default(),
         })
     }
 }

@@ -9,11 +9,12 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 use idl::store::{Rings, StoreError};
+use idl::volume::{Backend, Disk};
 use idl::xs_wire::{Header, kind};
 
 use crate::journal::Area;
 use crate::record::Record;
-use crate::toolstack::Facts;
+use crate::toolstack::{Facts, Link};
 use crate::{Service, quota};
 
 /// Kept memory that a test looks at; it may stop taking stores, as if its user had died.
@@ -74,6 +75,8 @@ fn facts(domain: u16) -> Facts {
         name: "guest".to_string(),
         vcpus: 2,
         memory_kib: 65_536,
+        disks: Vec::new(),
+        serves: Vec::new(),
         rings: Rings {
             console_frame: 1,
             console_port: 1,
@@ -325,6 +328,111 @@ fn transactions_fail_over_what_they_looked_at_and_nothing_else() {
     assert_eq!(run(b"data/x\0", b"/local/domain/7/data/x\x002"), "EAGAIN\0");
     assert_eq!(run(b"data/z\0", b"/local/domain/7/data/z\x002"), "EAGAIN\0");
     assert_eq!(run(b"data/n/m\0", b"/local/domain/8/data/z\x002"), "OK\0");
+}
+
+fn disk(front: u16, back: u16) -> Link {
+    let backend = match back {
+        0 => Backend::Component(idl::name("blkback")),
+        _ => Backend::Guest(idl::name("storage")),
+    };
+    let device = "xvda".try_into().unwrap();
+    let (volume, read_only) = (idl::name("root"), true);
+    let disk = Disk {
+        volume,
+        backend,
+        device,
+        read_only,
+    };
+    Link { front, back, disk }
+}
+
+#[test]
+fn a_guest_with_a_disk_finds_its_back_end_and_is_found() {
+    let mut b = Bench::new();
+    b.say(0, kind::WATCH, b"/local/domain/0/backend/vbd\0t\0");
+    b.events(0);
+    let with_disk = Facts {
+        disks: Vec::from([disk(7, 0)]),
+        ..facts(7)
+    };
+    b.service.introduce(&with_disk).unwrap();
+    b.service.open_session(7, 7).unwrap();
+    b.numbers[7] = 0;
+    assert_eq!(
+        b.events(0),
+        ["/local/domain/0/backend/vbd/7/51712 t"],
+        "the back end is told"
+    );
+    let back = b.say(7, kind::READ, b"device/vbd/51712/backend\0");
+    assert_eq!(back, "/local/domain/0/backend/vbd/7/51712");
+    for (node, value) in [
+        ("frontend", "/local/domain/7/device/vbd/51712"),
+        ("frontend-id", "7"),
+        ("state", "1"),
+        ("mode", "r"),
+        ("params", "root"),
+        ("component", "blkback"),
+    ] {
+        let path = std::format!("{back}/{node}\0");
+        assert_eq!(b.say(7, kind::READ, path.as_bytes()), value, "{node}");
+        assert_eq!(b.say(8, kind::READ, path.as_bytes()), "EACCES\0", "{node}");
+        let write = std::format!("{path}x");
+        assert_eq!(b.say(7, kind::WRITE, write.as_bytes()), "EACCES\0");
+    }
+    assert_eq!(
+        b.say(7, kind::WRITE, b"device/vbd/51712/state\x003"),
+        "OK\0"
+    );
+    let folders = b.say(7, kind::DIRECTORY, b"device\0");
+    assert_eq!(folders, "vbd\0");
+    b.service.release(7);
+    let gone = b.say(
+        0,
+        kind::READ,
+        b"/local/domain/0/backend/vbd/7/51712/state\0",
+    );
+    assert_eq!(gone, "ENOENT\0");
+}
+
+#[test]
+fn a_disk_of_a_driver_domain_comes_with_whichever_domain_is_last() {
+    for back_first in [true, false] {
+        let mut b = Bench::new();
+        let front = Facts {
+            disks: Vec::from([disk(7, 8)]),
+            ..facts(7)
+        };
+        let back = Facts {
+            serves: Vec::from([disk(7, 8)]),
+            ..facts(8)
+        };
+        b.service.release(7);
+        b.service.release(8);
+        let order = match back_first {
+            true => [(&facts(8), 8), (&front, 7)],
+            false => [(&front, 7), (&back, 8)],
+        };
+        for (facts, domain) in order {
+            b.service.introduce(facts).unwrap();
+            b.service.open_session(u32::from(domain), domain).unwrap();
+            b.numbers[usize::from(domain)] = 0;
+        }
+        let path = b.say(7, kind::READ, b"device/vbd/51712/backend\0");
+        assert_eq!(path, "/local/domain/8/backend/vbd/7/51712");
+        assert_eq!(
+            b.say(8, kind::WRITE, b"backend/vbd/7/51712/state\x002"),
+            "OK\0"
+        );
+        assert_eq!(
+            b.say(
+                7,
+                kind::READ,
+                b"/local/domain/8/backend/vbd/7/51712/state\0"
+            ),
+            "2"
+        );
+        assert_eq!(b.say(7, kind::READ, b"device/vbd/51712/backend-id\0"), "8");
+    }
 }
 
 #[test]

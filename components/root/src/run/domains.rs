@@ -4,6 +4,7 @@
 use idl::domains::{DomainInfo, DomainsServer};
 use idl::manifest::Manifest;
 use idl::name;
+use idl::volume::DISKS_MAX;
 use root_plan::guest::Phase;
 use root_plan::plan::{self, ROOT};
 use sdk::prelude::*;
@@ -31,6 +32,8 @@ impl DomainsServer for Desk<'_> {
             present: !matches!(place.phase, Phase::Waiting | Phase::Stopped(_)),
             vcpus: guest.vcpus.len() as u32,
             memory_kib: guest.memory_mib * 1024,
+            // A guest's further disks are not there; `plan::check` says so at boot.
+            disks: guest.disks.iter().take(DISKS_MAX).cloned().collect(),
         })
     }
 }

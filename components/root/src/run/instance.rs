@@ -306,6 +306,12 @@ impl Instance {
                 .push(mapped)
                 .map_err(|_| StartError::TooMany("files"))?;
         }
+        for volume in &order.component.volumes {
+            facts
+                .volumes
+                .push(volume.clone())
+                .map_err(|_| StartError::TooMany("volumes"))?;
+        }
         if let Some(frame) = order.attach {
             let copy = maker.copy_frame(frame).during("share root's log")?;
             maker
