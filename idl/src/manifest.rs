@@ -63,6 +63,8 @@ pub struct Component {
     pub per_guest: bool,
     /// Priority of its threads, 0 (lowest) to 31.
     pub priority: u8,
+    /// Percent of its CPU that each of its threads may use, whatever else waits; 0 for all.
+    pub share: u8,
     /// CPU its threads run on, unless a guest's pinning says otherwise.
     pub cpu: u32,
     /// Memory for its own use (heap, stacks, threads), in bytes; rounded up to 4 KiB.

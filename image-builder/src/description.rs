@@ -83,6 +83,8 @@ pub struct Component {
     pub per_guest: bool,
     /// 0 to 31.
     pub priority: At<u8>,
+    /// Percent of the CPU that each thread may use, 0 for all.
+    pub share: At<u8>,
     /// CPU.
     pub cpu: At<u32>,
     /// Own memory in bytes.

@@ -200,6 +200,7 @@ impl Contents {
                 "program": file(&c.file),
                 "per_guest": c.per_guest,
                 "priority": c.priority,
+                "share": c.share,
                 "cpu": c.cpu,
                 "memory_bytes": c.memory_bytes,
                 "threads": c.threads,

@@ -67,6 +67,7 @@ fn component(description: &Description, from: &crate::description::Component) ->
         file: component_file(&name),
         per_guest: from.per_guest,
         priority: from.priority.value,
+        share: from.share.value,
         cpu: from.cpu.value,
         memory_bytes: from
             .memory_bytes

@@ -31,6 +31,7 @@ const COMPONENT: &[&str] = &[
     "file",
     "per-guest",
     "priority",
+    "share",
     "cpu",
     "memory",
     "threads",
@@ -373,6 +374,7 @@ impl Reader {
             self.unknown_keys(&table.what, own, COMPONENT);
         }
         let priority = self.number(&table, "priority", 31, 10);
+        let share = self.number(&table, "share", 100, 0);
         let cpu = self.number(&table, "cpu", u64::from(u32::MAX), 0);
         let threads = self.number(&table, "threads", 16, 0);
         let restart = self.restart(&table);
@@ -382,6 +384,7 @@ impl Reader {
             file: self.string(&table, "file"),
             per_guest: self.boolean(&table, "per-guest"),
             priority: At::new(priority.value as u8, priority.span),
+            share: At::new(share.value as u8, share.span),
             cpu: At::new(cpu.value as u32, cpu.span),
             memory_bytes: self.size(&table, "memory", 1 << 20, 1 << 20),
             threads: At::new(threads.value as u32, threads.span),

@@ -182,7 +182,7 @@ cases! {
         invlpga Either(6, 13); "xor eax, eax", "mov ecx, 1", "invlpga rax, ecx";
         skinit Either(6, 13); "xor eax, eax", "skinit eax";
         vmmcall In(6); "vmmcall";
-        vmcall In(6); "vmcall";
+        vmcall Either(6, 13); "vmcall";
         monitor Either(6, 13); "mov rax, rsp", "xor ecx, ecx", "xor edx, edx", "monitor";
         mwait Either(6, 13); "xor eax, eax", "xor ecx, ecx", "mwait";
         rsm Either(6, 13); "rsm";

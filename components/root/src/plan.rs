@@ -245,6 +245,20 @@ pub fn store_badge(place: u32, guest: Option<usize>, speaks_for: Option<usize>) 
     }
 }
 
+/// Milliseconds of the period in which a component has its share.
+const SHARE_PERIOD_MS: u64 = 10;
+
+/// Budget and period, in TSC ticks, of a thread that may use so many percent of its CPU; equal for all
+/// of it. A server that is more urgent than others needs a limit if who is not trusted can keep it
+/// busy, with signals for instance.
+pub fn time(share: u8, tsc_khz: u64) -> (u64, u64) {
+    let period = tsc_khz.max(1).saturating_mul(SHARE_PERIOD_MS);
+    match u64::from(share) {
+        0 | 100.. => (period, period),
+        share => ((period / 100 * share).max(1), period),
+    }
+}
+
 /// Frames of 4 KiB that an instance's parts take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
@@ -351,6 +365,14 @@ mod tests {
             }],
             ..Manifest::default()
         }
+    }
+
+    #[test]
+    fn a_share_is_part_of_ten_milliseconds() {
+        let all = |(budget, period): (u64, u64)| budget == period && period > 0;
+        assert!(all(time(0, 1_000_000)) && all(time(100, 1_000_000)) && all(time(255, 0)));
+        assert_eq!(time(50, 1_000_000), (5_000_000, 10_000_000));
+        assert_eq!(time(1, 0), (1, 10));
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub struct Order<'a> {
     pub name: &'a str,
     /// Its description.
     pub component: &'a Component,
+    /// Budget and period of each of its threads, in TSC ticks; equal for no limit.
+    pub time: (u64, u64),
     /// What it may call.
     pub connections: &'a [Connection],
     /// What it serves: interface and endpoint.
@@ -442,7 +444,8 @@ fn new_thread(
 ) -> Result<(Cap<cap::Thread>, Cap<cap::SchedContext>), Status> {
     let thread: Cap<cap::Thread> = maker.one(0)?;
     let sched: Cap<cap::SchedContext> = maker.one(0)?;
-    sched.set(Cap::new(boot::SLOT_CPUS), cpu, priority, 1, 1)?;
+    let (budget, period) = order.time;
+    sched.set(Cap::new(boot::SLOT_CPUS), cpu, priority, budget, period)?;
     sched.bind(thread)?;
     order.fault.bind_faults(thread)?;
     let buffer = local::block(block) + local::BUFFER_OFFSET;

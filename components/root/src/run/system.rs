@@ -379,6 +379,7 @@ impl System {
         let order = Order {
             name: &place.name,
             component: &component,
+            time: plan::time(component.share, self.tools.info.tsc_khz),
             connections: &connections,
             serves: &serves,
             guest,
