@@ -22,6 +22,13 @@ pub const EFI_SYSTEM: Kind = [
 /// BIOS boot partition, 21686148-6449-6E6F-744E-656564454649: where GRUB's core image is.
 pub const BIOS_BOOT: Kind = *b"Hah!IdontNeedEFI";
 
+/// Linux filesystem data, 0FC63DAF-8483-4772-8E79-3D69D8477DE4.
+pub const LINUX: Kind = [
+    0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4,
+];
+/// UTF-16 units of a partition's name.
+const NAME_UNITS: usize = 36;
+
 /// A partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Partition {
@@ -45,6 +52,12 @@ pub struct Table {
 /// The table of a disk of `sectors`. GUIDs of disk and partitions are made from `identity`, so
 /// that the same input gives the same bytes.
 pub fn write(sectors: u64, partitions: &[Partition], identity: u64) -> Table {
+    write_named(sectors, partitions, &[], identity)
+}
+
+/// The same with names for the first partitions: what Linux shows as `PARTLABEL`. A name longer than 36
+/// UTF-16 units is cut.
+pub fn write_named(sectors: u64, partitions: &[Partition], names: &[&str], identity: u64) -> Table {
     let guid = |number: u64| -> [u8; 16] {
         let mut guid = [0; 16];
         guid[..8].copy_from_slice(&identity.to_le_bytes());
@@ -55,12 +68,17 @@ pub fn write(sectors: u64, partitions: &[Partition], identity: u64) -> Table {
         guid
     };
     let mut entries = Vec::with_capacity(ENTRIES * ENTRY_BYTES);
-    for (number, partition) in (1..).zip(partitions) {
+    let names = names.iter().copied().chain(std::iter::repeat(""));
+    for ((number, partition), name) in (1..).zip(partitions).zip(names) {
+        let end = entries.len() + ENTRY_BYTES;
         entries.extend(partition.kind);
         entries.extend(guid(number));
         entries.extend(partition.first.to_le_bytes());
         entries.extend(partition.last.to_le_bytes());
-        entries.resize(entries.len() + ENTRY_BYTES - 48, 0);
+        entries.extend([0; 8]); // attributes
+        let units = name.encode_utf16().take(NAME_UNITS);
+        entries.extend(units.flat_map(u16::to_le_bytes));
+        entries.resize(end, 0);
     }
     entries.resize(ENTRIES * ENTRY_BYTES, 0);
     let header = |here: u64, other: u64, list: u64| {
@@ -176,6 +194,20 @@ mod tests {
     #[test]
     fn a_table_is_read_back() {
         assert_eq!(read(&disk(200, &[ESP])), Some(vec![ESP]));
+    }
+
+    #[test]
+    fn names_are_where_linux_looks_for_them() {
+        let long = "x".repeat(40);
+        let table = write_named(200, &[ESP, ESP], &["root", &long], 7);
+        let name =
+            |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
+        // The header takes the first sector, an entry 128 bytes, the name begins at its byte 56.
+        let entries = &table.primary[512..];
+        assert_eq!(entries[56..66], name("root\0"));
+        assert_eq!(entries[128 + 56..256], name(&long[..36]));
+        assert_eq!(entries[256..], vec![0; entries.len() - 256]);
+        assert_eq!(write(200, &[ESP], 7).primary.len(), table.primary.len());
     }
 
     #[test]

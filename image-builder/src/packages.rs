@@ -63,6 +63,19 @@ pub const MEDIA: &[Tool] = &[
     },
 ];
 
+/// What makes a Debian root file system on an ext4 partition, and checks it. Not every path has the folders
+/// of the superuser's programs.
+pub const ROOT_FS: &[Tool] = &[
+    Tool {
+        what: "/usr/sbin/debootstrap",
+        package: "debootstrap",
+    },
+    Tool {
+        what: "/sbin/mke2fs",
+        package: "e2fsprogs",
+    },
+];
+
 /// Where `name` is on the path.
 pub fn program(name: &str) -> Option<PathBuf> {
     if name.starts_with('/') {
@@ -88,7 +101,8 @@ fn qemu_major() -> Option<u32> {
         .ok()
 }
 
-fn is_root() -> bool {
+/// Whether this runs as root.
+pub fn is_root() -> bool {
     let out = Command::new("id").arg("-u").output();
     out.is_ok_and(|out| out.stdout.trim_ascii() == b"0")
 }
@@ -207,8 +221,47 @@ pub fn ensure_backports() -> Result<()> {
     step("Running", &line, || shell(&line))
 }
 
+/// Where Debian 12 comes from on this machine: its mirror, and the keyring that signs it, if apt's source
+/// names one as a file.
+pub fn bookworm_mirror() -> Result<(String, Option<PathBuf>)> {
+    let sources = sources()?;
+    let main = bookworm(&sources).context(
+        "no apt source for bookworm was found in /etc/apt; add one, so that Debian can be fetched",
+    )?;
+    let mirror = main.uris.first().context("an apt source without URI")?;
+    let keyring = main.more.iter().find_map(|line| {
+        let path = line.strip_prefix("Signed-By:")?.trim();
+        path.starts_with('/').then(|| PathBuf::from(path))
+    });
+    Ok((mirror.clone(), keyring))
+}
+
+fn bookworm(sources: &[AptSource]) -> Option<&AptSource> {
+    sources.iter().find(|source| {
+        source.suites.iter().any(|suite| suite == "bookworm")
+            && source.components.iter().any(|c| c == "main")
+    })
+}
+
 /// The text of a source for bookworm-backports; none if apt has one.
 fn backports_source() -> Result<Option<String>> {
+    let sources = sources()?;
+    if sources
+        .iter()
+        .any(|source| source.suites.iter().any(|s| s == "bookworm-backports"))
+    {
+        return Ok(None);
+    }
+    let Some(main) = bookworm(&sources) else {
+        bail!(
+            "no apt source for bookworm was found in /etc/apt; add one for bookworm-backports by hand"
+        );
+    };
+    Ok(Some(main.backports()))
+}
+
+/// The machine's own sources of packages.
+fn sources() -> Result<Vec<AptSource>> {
     let mut texts = Vec::new();
     let list = Path::new("/etc/apt/sources.list");
     if list.is_file() {
@@ -228,31 +281,14 @@ fn backports_source() -> Result<Option<String>> {
             _ => {}
         }
     }
-    let sources: Vec<AptSource> = texts
-        .iter()
-        .flat_map(|(modern, text)| {
-            if *modern {
-                deb822(text)
-            } else {
-                one_line(text)
-            }
-        })
-        .collect();
-    if sources
-        .iter()
-        .any(|source| source.suites.iter().any(|s| s == "bookworm-backports"))
-    {
-        return Ok(None);
-    }
-    let Some(main) = sources.iter().find(|source| {
-        source.suites.iter().any(|suite| suite == "bookworm")
-            && source.components.iter().any(|c| c == "main")
-    }) else {
-        bail!(
-            "no apt source for bookworm was found in /etc/apt; add one for bookworm-backports by hand"
-        );
-    };
-    Ok(Some(main.backports()))
+    let read = texts.iter().flat_map(|(modern, text)| {
+        if *modern {
+            deb822(text)
+        } else {
+            one_line(text)
+        }
+    });
+    Ok(read.collect())
 }
 
 /// A source of packages, from either of apt's formats (sources.list(5)).
