@@ -8,6 +8,7 @@
 //! | `registers` | reads and writes model-specific registers and ports |
 //! | `reach` | touches addresses that are not its own |
 //! | `triple` | shuts its CPU down |
+//! | `disk ROLE` | is the front end of a disk, and misbehaves (`disk`) |
 //!
 //! The log stays in its memory, in pages that a reader of the machine's memory finds by what they
 //! begin with (`hostile_calls::log`). When it is done it says so on Xen's debug port and waits for
@@ -16,6 +17,7 @@
 #![no_main]
 
 mod calls;
+mod disk;
 mod log;
 mod pages;
 mod places;
@@ -52,6 +54,10 @@ fn main(start_info: u64) -> ! {
             registers::run()
         }
         "reach" => places::run(),
+        "disk" => {
+            disk::run(&xen, words.next().unwrap_or("good"));
+            0
+        }
         "triple" => trap::triple_fault(),
         _ => 0,
     };

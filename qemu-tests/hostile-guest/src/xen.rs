@@ -9,6 +9,11 @@ use hostile_calls::operations::number;
 /// `XEN_HVM_CPUID_DOMID_PRESENT`, in EAX of leaf 4 (public/arch-x86/cpuid.h).
 const DOMID_PRESENT: u32 = 1 << 4;
 
+/// `DOMID_SELF` (public/xen.h).
+const DOMID_SELF: u64 = 0x7ff0;
+/// `HVMOP_get_param` (public/hvm/hvm_op.h).
+const HVM_GET_PARAM: u64 = 1;
+
 /// That we run on Xen, and as whom.
 pub struct Xen {
     /// Our number.
@@ -69,6 +74,18 @@ impl Xen {
         let at = words.as_mut_ptr() as u64;
         // SAFETY: the callers give structures that are large enough for their operation.
         unsafe { self.call(number, &[command, at, 0, 0, 0]) }
+    }
+
+    /// An HVM parameter of this domain; nothing if it is refused.
+    pub fn param(&self, index: u32) -> Option<u64> {
+        // `xen_hvm_param` (public/hvm/hvm_op.h): domain, pad, index, value.
+        let mut param = [DOMID_SELF | u64::from(index) << 32, 0];
+        // SAFETY: `HVMOP_get_param` writes the value into the structure.
+        let answer = unsafe {
+            let at = param.as_mut_ptr() as u64;
+            self.call(number::HVM, &[HVM_GET_PARAM, at, 0, 0, 0])
+        };
+        (answer == 0).then_some(param[1])
     }
 
     /// Blocks until an event comes; none does.

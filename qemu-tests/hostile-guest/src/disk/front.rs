@@ -1,0 +1,291 @@
+//! The front end of a block device (public/io/blkif.h, protocol `x86_64-abi`), opened by hand: nothing in
+//! it keeps its user from misbehaving.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::Ordering::{Acquire, Release, SeqCst};
+
+use hostile_calls::operations::number;
+
+use super::event::Events;
+use super::pages::Page;
+use super::store::{Answer, Dead, Store};
+use crate::xen::Xen;
+
+/// Where the toolstack writes of the guest's disk `xvda` (Xen, docs/man/xen-vbd-interface.7).
+const FRONT: &str = "device/vbd/51712";
+/// The backend's domain.
+const BACKEND: u16 = 0;
+/// `XENMEM_add_to_physmap`, `XENMAPSPACE_grant_table` (public/memory.h).
+const ADD_TO_PHYSMAP: u64 = 7;
+const SPACE_GRANT_TABLE: u32 = 1;
+/// `DOMID_SELF` (public/xen.h).
+const DOMID_SELF: u32 = 0x7ff0;
+/// Requests that a ring of one page has room for: the power of two not above (4096 - 64) / 112.
+pub const RING: u32 = 32;
+/// Bytes of `blkif_request` and where the ring's first is.
+const REQUEST: usize = 112;
+const FIRST: usize = 64;
+/// Indices of `blkif_sring`.
+const REQUEST_PRODUCER: usize = 0;
+const ANSWER_PRODUCER: usize = 8;
+const ANSWER_EVENT: usize = 12;
+/// How often a second is waited for.
+const PATIENCE: u32 = 120;
+
+/// `GTF_permit_access`, `GTF_readonly` (public/grant_table.h).
+pub const PERMIT: u16 = 1;
+pub const READ_ONLY: u16 = 4;
+/// `GTF_reading` and `GTF_writing`: the other side has it mapped.
+pub const IN_USE: u16 = 8 | 16;
+
+/// `XenbusState` (public/io/xenbus.h).
+pub const INITIALISING: &str = "1";
+pub const INIT_WAIT: &str = "2";
+pub const INITIALISED: &str = "3";
+pub const CONNECTED: &str = "4";
+pub const CLOSED: &str = "6";
+
+/// `BLKIF_OP_*`.
+pub const READ: u8 = 0;
+pub const WRITE: u8 = 1;
+pub const INDIRECT: u8 = 6;
+
+/// A piece of a page.
+#[derive(Clone, Copy)]
+pub struct Segment {
+    /// Grant of the page.
+    pub grant: u32,
+    /// First and last sector in it.
+    pub first: u8,
+    pub last: u8,
+}
+
+/// The whole page.
+pub const fn whole(grant: u32) -> Segment {
+    Segment {
+        grant,
+        first: 0,
+        last: 7,
+    }
+}
+
+/// What was answered: `BLKIF_RSP_*`, or nothing in time.
+pub type Status = Option<i16>;
+
+/// A text of a few letters, for numbers in nodes.
+pub struct Text([u8; 160], usize);
+
+impl Text {
+    pub fn of(arguments: fmt::Arguments<'_>) -> Text {
+        let mut text = Text([0; 160], 0);
+        let _ = text.write_fmt(arguments);
+        text
+    }
+
+    pub fn as_str(&self) -> &str {
+        core::str::from_utf8(self.0.get(..self.1).unwrap_or(&[])).unwrap_or("")
+    }
+}
+
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            *self.0.get_mut(self.1).ok_or(fmt::Error)? = byte;
+            self.1 += 1;
+        }
+        Ok(())
+    }
+}
+
+/// The front end.
+pub struct Front<'a> {
+    events: &'a Events<'a>,
+    /// The store, for more than the front end needs.
+    pub store: Store<'a>,
+    /// The grant table's first page.
+    grants: Page,
+    /// The ring.
+    pub ring: Page,
+    port: u32,
+    /// Our side of `req_prod`, and answers taken.
+    pub produced: u32,
+    consumed: u32,
+    next: u64,
+}
+
+impl<'a> Front<'a> {
+    /// With its ring in `ring` and the grant table at `grants`.
+    pub fn new(
+        xen: &Xen,
+        events: &'a Events<'a>,
+        grants: Page,
+        ring: Page,
+    ) -> Result<Front<'a>, Dead> {
+        // `xen_add_to_physmap`: domain and size, space, index, frame.
+        let mut add = [DOMID_SELF, SPACE_GRANT_TABLE, 0, 0, grants.frame(), 0];
+        if xen.call_words(number::MEMORY, ADD_TO_PHYSMAP, &mut add) != 0 {
+            return Err(Dead);
+        }
+        Ok(Front {
+            events,
+            store: Store::find(xen, events)?,
+            grants,
+            ring,
+            port: events.offer(BACKEND).ok_or(Dead)?,
+            produced: 0,
+            consumed: 0,
+            next: 1,
+        })
+    }
+
+    /// Grants a page, or takes a grant back; `flags` as they are in the table.
+    pub fn grant(&self, reference: u32, page: u32, flags: u16, domain: u16) {
+        let at = reference as usize * 8;
+        self.grants.half(at).store(0, SeqCst);
+        self.grants.half(at + 2).store(domain, SeqCst);
+        self.grants.word(at + 4).store(page, SeqCst);
+        self.grants.half(at).store(flags, SeqCst);
+    }
+
+    /// The flags of a grant now.
+    pub fn flags(&self, reference: u32) -> &'static core::sync::atomic::AtomicU16 {
+        self.grants.half(reference as usize * 8)
+    }
+
+    /// Waits until the backend's node `state` has this value.
+    pub fn backend_is(&mut self, state: &str) -> Result<bool, Dead> {
+        let folder = self
+            .store
+            .read(Text::of(format_args!("{FRONT}/backend")).as_str())?;
+        let path = Text::of(format_args!("{}/state", folder.text()));
+        for _ in 0..PATIENCE {
+            if self.store.read(path.as_str())?.text() == state {
+                return Ok(true);
+            }
+            self.events.wait(self.port);
+        }
+        Ok(false)
+    }
+
+    /// A node of ours.
+    pub fn node(&mut self, name: &str) -> Result<Answer, Dead> {
+        let path = Text::of(format_args!("{FRONT}/{name}"));
+        self.store.read(path.as_str())
+    }
+
+    /// Writes a node of ours.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<bool, Dead> {
+        self.store.write(FRONT, name, value)
+    }
+
+    /// Opens the ring, which is granted as `reference`; true once the backend is connected.
+    pub fn connect(&mut self, reference: u32) -> Result<bool, Dead> {
+        self.set("state", INITIALISING)?;
+        if !self.backend_is(INIT_WAIT)? {
+            return Ok(false);
+        }
+        self.ring.clear();
+        // `req_event` and `rsp_event` begin at 1.
+        self.ring.word(4).store(1, SeqCst);
+        self.ring.word(ANSWER_EVENT).store(1, SeqCst);
+        (self.produced, self.consumed) = (0, 0);
+        self.grant(reference, self.ring.frame(), PERMIT, BACKEND);
+        let port = self.port;
+        self.set("ring-ref", Text::of(format_args!("{reference}")).as_str())?;
+        self.set("event-channel", Text::of(format_args!("{port}")).as_str())?;
+        self.set("protocol", "x86_64-abi")?;
+        self.set("state", INITIALISED)?;
+        let connected = self.backend_is(CONNECTED)?;
+        if connected {
+            self.set("state", CONNECTED)?;
+        }
+        Ok(connected)
+    }
+
+    fn slot(&self) -> usize {
+        FIRST + (self.produced % RING) as usize * REQUEST
+    }
+
+    /// Puts a request into the ring without telling; its id.
+    pub fn put(&mut self, operation: u8, sector: u64, segments: u8, list: &[Segment]) -> u64 {
+        let (slot, id) = (self.slot(), self.next);
+        self.next += 1;
+        self.ring.byte(slot).store(operation, SeqCst);
+        self.ring.byte(slot + 1).store(segments, SeqCst);
+        self.ring.half(slot + 2).store(0xca00, SeqCst);
+        self.ring.long(slot + 8).store(id, SeqCst);
+        self.ring.long(slot + 16).store(sector, SeqCst);
+        for (index, segment) in list.iter().take(11).enumerate() {
+            let at = slot + 24 + index * 8;
+            self.ring.word(at).store(segment.grant, SeqCst);
+            self.ring.byte(at + 4).store(segment.first, SeqCst);
+            self.ring.byte(at + 5).store(segment.last, SeqCst);
+        }
+        self.produced = self.produced.wrapping_add(1);
+        id
+    }
+
+    /// The same with pages of segments (`blkif_request_indirect`).
+    pub fn put_indirect(
+        &mut self,
+        operation: u8,
+        sector: u64,
+        segments: u16,
+        pages: &[u32],
+    ) -> u64 {
+        let (slot, id) = (self.slot(), self.next);
+        self.next += 1;
+        self.ring.byte(slot).store(INDIRECT, SeqCst);
+        self.ring.byte(slot + 1).store(operation, SeqCst);
+        self.ring.half(slot + 2).store(segments, SeqCst);
+        self.ring.long(slot + 8).store(id, SeqCst);
+        self.ring.long(slot + 16).store(sector, SeqCst);
+        self.ring.half(slot + 24).store(0xca00, SeqCst);
+        for (index, page) in pages.iter().take(8).enumerate() {
+            self.ring.word(slot + 28 + index * 4).store(*page, SeqCst);
+        }
+        self.produced = self.produced.wrapping_add(1);
+        id
+    }
+
+    /// Says how far requests go, whatever was put.
+    pub fn publish(&self, producer: u32) {
+        self.ring.word(REQUEST_PRODUCER).store(producer, Release);
+        self.events.send(self.port);
+    }
+
+    /// The next answer, if one comes in time: whose, and what.
+    pub fn answer(&mut self) -> Option<(u64, i16)> {
+        for _ in 0..PATIENCE {
+            if self.ring.word(ANSWER_PRODUCER).load(Acquire) != self.consumed {
+                let slot = FIRST + (self.consumed % RING) as usize * REQUEST;
+                self.consumed = self.consumed.wrapping_add(1);
+                let event = self.consumed.wrapping_add(1);
+                self.ring.word(ANSWER_EVENT).store(event, SeqCst);
+                let id = self.ring.long(slot).load(SeqCst);
+                return Some((id, self.ring.half(slot + 10).load(SeqCst) as i16));
+            }
+            self.events.wait(self.port);
+            if self.closed() {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// The backend has closed the connection.
+    pub fn closed(&mut self) -> bool {
+        let Ok(folder) = self.node("backend") else {
+            return true;
+        };
+        let path = Text::of(format_args!("{}/state", folder.text()));
+        let state = self.store.read(path.as_str());
+        state.is_ok_and(|state| ["5", "6"].contains(&state.text()))
+    }
+
+    /// Tells of what was put, and waits for one answer.
+    pub fn go(&mut self) -> Status {
+        self.publish(self.produced);
+        Some(self.answer()?.1)
+    }
+}
