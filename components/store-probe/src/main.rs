@@ -1,7 +1,7 @@
 //! Tests: a component as a client of the store. It speaks as domain 0, says what it finds and what
-//! fires, and does what a guest writes to its own node `data/order`: `kill` has the store killed, a
-//! word otherwise is answered in `data/answer`. `qemu-tests/src/store.rs` types into the guest and
-//! reads the log. Never used in a system that is not a test.
+//! fires, and does what a guest writes to its own node `data/order`: `kill` has the store killed,
+//! `kill NAME` that component, a word otherwise is answered in `data/answer`. `qemu-tests/src/store.rs` and
+//! `qemu-tests/src/debian` type into the guest and read the log. Never used in a system that is not a test.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]

@@ -69,9 +69,13 @@ fn fired(env: &Env, store: &mut Store, event: &Event) -> Result<(), Error> {
         Err(error) => return Err(error),
     }
     log::info!("order: {order}");
-    if order == "kill" {
-        let killed = AdminClient::connect(env.transport("admin"))
-            .map(|admin| admin.kill(idl::name("xenstore")));
+    if let Some(victim) = order.strip_prefix("kill") {
+        let victim = match victim.trim() {
+            "" => "xenstore",
+            victim => victim,
+        };
+        let killed =
+            AdminClient::connect(env.transport("admin")).map(|admin| admin.kill(idl::name(victim)));
         log::info!("killed: {killed:?}");
         return Ok(());
     }
