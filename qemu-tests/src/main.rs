@@ -3,7 +3,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`host`], [`boot`], [`guests`], [`hostile`], [`devices`], [`mod@iommu`], [`store`], [`selftest`], [`restart`], [`size`], [`mod@bench`], [`against`], [`vmx`] | the groups |
+//! | [`host`], [`boot`], [`guests`], [`hostile`], [`devices`], [`mod@iommu`], [`store`], [`debian`], [`selftest`], [`restart`], [`size`], [`mod@bench`], [`against`], [`vmx`] | the groups |
 //! | [`session`] | a machine under test: type, wait, transcript |
 //! | [`machines`], [`bochs`] | images, each built once; where they boot |
 //! | [`report`] | claims, summary, skips |
@@ -16,6 +16,7 @@ mod against;
 mod bench;
 mod bochs;
 mod boot;
+mod debian;
 mod devices;
 mod fuzz;
 mod guests;
@@ -117,6 +118,9 @@ enum Group {
     Iommu,
     /// The store that guests and components share.
     Store,
+    /// Debian on a disk, whose backend and driver are killed; not run unless it is named, until there are
+    /// backends.
+    Devices,
     /// The core's calls, driven from ring 3 on four CPUs; a component made from the template.
     Selftest,
     /// The core's object code against its specification.
@@ -185,6 +189,7 @@ fn run(cli: &Cli) -> Result<bool> {
                 | Group::Restart
                 | Group::Iommu
                 | Group::Store
+                | Group::Devices
                 | Group::Selftest
                 | Group::Bench
         ) || *group == Group::Spec && (cli.planted || cli.deep)
@@ -218,6 +223,7 @@ fn run(cli: &Cli) -> Result<bool> {
                 iommu::run(&mut machines, &mut report, cli.full);
             }
             Group::Store => store::run(&mut machines, &mut report),
+            Group::Devices => debian::run(&mut machines, &mut report, cli.full),
             Group::Oracle => xen::record::run(&mut machines, &mut report, cli.full, cli.again),
             Group::Selftest => {
                 selftest::run(&mut machines, &mut report);

@@ -37,7 +37,7 @@ fn printed(session: &mut Session, command: &str) -> Result<String> {
 }
 
 /// `[component] words`.
-fn is_log(line: &str) -> bool {
+pub fn is_log(line: &str) -> bool {
     let name = line
         .strip_prefix('[')
         .and_then(|rest| rest.split_once("] "));

@@ -1,0 +1,268 @@
+//! Group `devices`: Debian 12 lives on a disk. Its stock kernel and initial RAM disk start it from
+//! `root=/dev/xvda1` to a login under systemd; a package is installed as apt-get does it; then backend and
+//! driver are killed again and again while blocks are written, and what the guest was told is on the disk is
+//! looked for in the disk's file (`systems/debian.toml`). Then guests whose disks' front ends misbehave
+//! ([`hostile`]).
+
+mod blocks;
+mod hostile;
+mod rootfs;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use image_builder::qemu::{Machine, POWERED_OFF};
+
+use crate::machines::Machines;
+use crate::report::{Claim, Report};
+use crate::session::Session;
+
+/// Seconds until Debian asks who logs in.
+const LOGIN: u64 = 900;
+/// Seconds for a command that reads a few files.
+const SOON: u64 = 180;
+/// Seconds for the load, and for the blocks between two kills.
+const LOAD: u64 = 900;
+/// Kills of each component in the gate, and with `--full`.
+const KILLS: u64 = 4;
+const KILLS_FULL: u64 = 20;
+/// Blocks that are acknowledged between two kills, and writers.
+const EVERY: u64 = 24;
+const WRITERS: u64 = 8;
+/// Blocks of partition `blocks`.
+const BLOCKS: u64 = rootfs::BLOCKS_BYTES / 4096;
+
+/// A machine.
+struct Kind {
+    title: &'static str,
+    /// Of `systems`; none for QEMU without a hypervisor in it.
+    system: Option<&'static str>,
+    /// The driver's component.
+    driver: &'static str,
+    /// QEMU's device for the drive `disk`.
+    device: &'static str,
+    /// Too long for the gate.
+    full: bool,
+}
+
+const KINDS: &[Kind] = &[
+    Kind {
+        title: "debian-virtio",
+        system: Some("debian"),
+        driver: "virtio-blk",
+        device: "virtio-blk-pci,drive=disk,disable-legacy=on,num-queues=2",
+        full: false,
+    },
+    // What the same disk does without us: where this fails, the disk is to blame.
+    Kind {
+        title: "debian-plain",
+        system: None,
+        driver: "",
+        device: "virtio-blk-pci,drive=disk,disable-legacy=on",
+        full: true,
+    },
+];
+
+/// A machine under test.
+struct Subject {
+    session: Session,
+    disk: PathBuf,
+    driver: &'static str,
+    /// The guest's name of its disk.
+    device: &'static str,
+    kills: u64,
+    /// The next block that nobody wrote yet.
+    next: u64,
+}
+
+const BEGIN: &[Claim<Subject>] = &[
+    ("debian_boots_from_its_disk_to_a_login_prompt", |s| {
+        s.session.expect("debian login: ", LOGIN).map(|_| ())
+    }),
+    ("root_logs_in", login),
+    ("systemd_has_no_failed_unit", |s| {
+        says(s, "systemctl --failed --no-legend --plain", "")?;
+        says(s, "cat /proc/1/comm", "systemd")
+    }),
+    ("the_root_is_the_first_partition_of_the_disk", |s| {
+        let expected = format!("/dev/{}1 ext4", s.device);
+        says(s, "findmnt -n -o SOURCE,FSTYPE /", &expected)
+    }),
+    ("a_package_is_installed_as_apt_does_it", |s| {
+        let said = s.session.shell("load 2>&1", LOAD)?;
+        ensure!(said.contains(" files are what they were"), "{said:?}");
+        Ok(())
+    }),
+];
+
+/// On the microvisor.
+const HERE: &[Claim<Subject>] = &[
+    ("the_disk_is_xens", |s| {
+        says(s, "cat /sys/hypervisor/guest_type", "PVH")?;
+        says(s, "cat /sys/block/xvda/device/devtype", "vbd")
+    }),
+    ("a_backend_killed_amid_writes_fails_none", |s| {
+        written(s, Some("blkback"))
+    }),
+    ("a_driver_killed_amid_writes_fails_none", |s| {
+        let driver = s.driver;
+        written(s, Some(driver))
+    }),
+];
+
+/// Elsewhere.
+const PLAIN: &[Claim<Subject>] = &[("blocks_are_written", |s| written(s, None))];
+
+const END: &[Claim<Subject>] = &[
+    ("what_was_installed_is_read_back_from_the_disk", |s| {
+        s.session.shell("echo 3 >/proc/sys/vm/drop_caches", SOON)?;
+        says(s, "dpkg --verify xkb-data", "")?;
+        let errors = "dmesg | grep -c -E 'I/O error|EXT4-fs error|blk_update_request'; true";
+        says(s, errors, "0")
+    }),
+    ("debian_switches_off", |s| {
+        s.session.send("systemctl poweroff\n")?;
+        s.session.saw("Power down", LOGIN)?;
+        let status = s.session.wait(SOON)?;
+        let expected = if s.driver.is_empty() { 0 } else { POWERED_OFF };
+        ensure!(status == expected, "QEMU's status is {status}");
+        Ok(())
+    }),
+    ("no_acknowledged_block_is_missing_on_the_disk", |s| {
+        let told = blocks::acknowledged(&s.session.text());
+        // What other lines broke into is not counted; that is little.
+        let (seen, written) = (told.len() as u64, s.next);
+        ensure!(
+            20 * seen >= 19 * written,
+            "of {written} blocks only {seen} were seen to be acknowledged"
+        );
+        blocks::are_there(&s.disk, rootfs::BLOCKS_AT, &told)
+    }),
+    ("the_file_system_on_the_disk_is_clean", |s| {
+        let place = format!("{}?offset={}", s.disk.display(), rootfs::ROOT_AT);
+        let checked = rootfs::run(Command::new("/sbin/e2fsck").args(["-f", "-n", &place]))?;
+        ensure!(checked.contains("root: "), "{checked}");
+        Ok(())
+    }),
+];
+
+/// Runs the group.
+pub fn run(machines: &mut Machines, report: &mut Report, full: bool) {
+    for kind in KINDS {
+        if !machines.wants(kind.title) {
+            continue;
+        }
+        if kind.full && !full {
+            report.leave_out(kind.title);
+            continue;
+        }
+        let mut subject = boot(machines, kind, full);
+        for claims in [BEGIN, if kind.system.is_some() { HERE } else { PLAIN }, END] {
+            let left = report.prefixed(kind.title, subject, claims);
+            subject = left.context("the machine did not start");
+        }
+        // It takes hundreds of MiB, and says nothing that the claims have not said.
+        if let Ok(subject) = subject {
+            let _ = std::fs::remove_file(subject.disk);
+        }
+    }
+    hostile::run(machines, report);
+}
+
+fn boot(machines: &mut Machines, kind: &Kind, full: bool) -> Result<Subject> {
+    let cache = machines.workspace.root.join("build/cache");
+    let made = rootfs::ensure_made(&cache)?;
+    let disk = machines.folder().join(format!("{}.img", kind.title));
+    copy(&made.disk, &disk)?;
+    // A comma in an option's value is written twice.
+    let file = disk.display().to_string().replace(',', ",,");
+    let drive = format!("if=none,id=disk,format=raw,file={file}");
+    let further = ["-drive", &drive, "-device", kind.device];
+    let session = match kind.system {
+        Some(system) => {
+            let image = machines.image(system)?;
+            machines.boot_with(kind.title, &image, &Machine::of(&image), |qemu| {
+                qemu.args(further);
+            })?
+        }
+        None => {
+            let mut qemu = Command::new("qemu-system-x86_64");
+            qemu.args(["-M", "q35", "-cpu", "max", "-m", "384M", "-no-reboot"]);
+            qemu.args(["-display", "none", "-nic", "none", "-serial", "stdio"]);
+            qemu.arg("-kernel").arg(made.kernel);
+            qemu.arg("-initrd").arg(made.initrd);
+            qemu.args(["-append", "console=ttyS0 root=/dev/vda1 loglevel=4"]);
+            let transcript = machines.folder().join(format!("{}.log", kind.title));
+            qemu.args(further);
+            Session::start(qemu, &transcript)?
+        }
+    };
+    Ok(Subject {
+        session,
+        disk,
+        driver: kind.driver,
+        device: if kind.system.is_some() { "xvda" } else { "vda" },
+        kills: if full { KILLS_FULL } else { KILLS },
+        next: 0,
+    })
+}
+
+/// A copy that leaves holes holes.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let folder = to.parent().context("a file without a folder")?;
+    std::fs::create_dir_all(folder)?;
+    rootfs::run(Command::new("cp").arg("--sparse=always").arg(from).arg(to)).map(|_| ())
+}
+
+fn login(s: &mut Subject) -> Result<()> {
+    s.session.send("root\n")?;
+    s.session.expect("debian:~# ", SOON)?;
+    // A shell that does not edit lines, so that what is typed comes back as it is.
+    s.session.send("exec sh\n")?;
+    s.session.shell("stty -echo cols 200", SOON).map(|_| ())
+}
+
+/// What a command prints, without the lines that components log meanwhile.
+fn says(s: &mut Subject, command: &str, expected: &str) -> Result<()> {
+    let text = s.session.shell(command, SOON)?;
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !crate::store::is_log(line))
+        .collect();
+    let said = lines.join("\n");
+    let said: Vec<&str> = said.split_whitespace().collect();
+    let said = said.join(" ");
+    ensure!(said == expected, "{command}: {said:?}, not {expected:?}");
+    Ok(())
+}
+
+/// Blocks are written, while a component is killed again and again if one is named: every write and every
+/// fsync succeeds.
+fn written(s: &mut Subject, victim: Option<&str>) -> Result<()> {
+    let restarts = |s: &Subject| {
+        let line = format!("component {}: restarted (", victim.unwrap_or_default());
+        s.session.text().matches(&line).count() as u64
+    };
+    let before = restarts(s);
+    let count = EVERY * (s.kills + 1);
+    ensure!(s.next + count <= BLOCKS, "the partition is too small");
+    let (first, kills, device) = (s.next, s.kills, s.device);
+    s.next += count;
+    let order = victim.map_or(String::new(), |victim| format!("{EVERY} 'kill {victim}'"));
+    let said = s.session.shell(
+        &format!("blocks /dev/{device}2 {first} {count} {WRITERS} {order} 2>&1"),
+        LOAD + 60 * kills,
+    )?;
+    let all = format!("acknowledged {count} of {count}");
+    ensure!(said.contains(&all), "{said:?}");
+    let Some(victim) = victim else {
+        return Ok(());
+    };
+    let restarts = restarts(s) - before;
+    ensure!(
+        restarts == kills,
+        "root restarted {victim} {restarts} times, not {kills}"
+    );
+    Ok(())
+}
