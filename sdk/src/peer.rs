@@ -29,6 +29,7 @@ use microvisor_abi::{FRAME, Rights, Status};
 use crate::caps::{AnyCap, Mappable, NotificationCap};
 use crate::ipc::EndpointTransport;
 use crate::memory::{self, OWN_SPACE, READ, READ_WRITE, SharedPage};
+use crate::slots::discard;
 use crate::startup::{GRANTS_ADDRESS, GRANTS_BYTES};
 use crate::sync::Mutex;
 
@@ -121,8 +122,8 @@ impl Peer {
         let made = Self::attach(endpoint, frame, events, bit);
         if made.is_err() {
             // A frame that is mapped is unmapped with it.
-            let _ = frame.delete();
-            let _ = endpoint.0.delete();
+            discard(frame);
+            discard(endpoint.0);
         }
         made
     }
@@ -203,7 +204,7 @@ impl Peer {
     fn note(&mut self, handle: u32, frame: Cap<Frame>) -> Mapped {
         // A hostile VMM may give a handle twice.
         if let Some(old) = self.mapped.insert(handle, frame) {
-            forget(old);
+            discard(old);
         }
         Mapped { handle, frame }
     }
@@ -254,7 +255,7 @@ impl Peer {
     pub fn unmap(&mut self, handles: &[u32]) -> Result<(), Error> {
         for handle in handles {
             if let Some(frame) = self.mapped.remove(handle) {
-                forget(frame);
+                discard(frame);
             }
         }
         for some in handles.chunks(UNMAP_MAX) {
@@ -301,21 +302,14 @@ impl Peer {
         let handles: Vec<u32> = self.mapped.keys().copied().collect();
         let _ = self.unmap(&handles);
         for frame in core::mem::take(&mut self.mapped).into_values() {
-            forget(frame);
+            discard(frame);
         }
-        let _ = self.page_frame.delete();
+        discard(self.page_frame);
         window::give_back(self.page_address);
         for notification in [self.wake, self.doorbell] {
-            forget(notification);
+            discard(notification);
         }
-        forget(self.endpoint.0);
-    }
-}
-
-/// Deletes a capability that may be gone by itself: its slot is free afterwards.
-fn forget<K>(cap: Cap<K>) {
-    if cap.delete() == Err(Status::InvalidCap) {
-        crate::slots::give_back(cap.slot());
+        discard(self.endpoint.0);
     }
 }
 

@@ -120,6 +120,14 @@ pub fn give_back(slot: u32) {
     }
 }
 
+/// Deletes a capability that may be gone by itself, with what it came from: its slot is free afterwards.
+pub fn discard<K>(cap: idl::Cap<K>) {
+    use crate::caps::AnyCap;
+    if cap.delete() == Err(microvisor_abi::Status::InvalidCap) {
+        give_back(cap.slot());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -226,7 +226,22 @@ pub struct GuestStart {
     pub cmdline: heapless::String<2048>,
     /// What the builder answered (VMM only).
     pub built: Option<idl::builder::Built>,
+    /// For those who may use its grants and event channels (VMM only, and only if there are any).
+    pub peers: Option<PeersStart>,
 }
+
+/// How a guest's VMM serves interface `peer`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeersStart {
+    /// Where calls arrive.
+    pub endpoint: u32,
+    /// Frames of 4 KiB, root's for good: the page that is shared with each caller
+    /// (`idl::peer::ChannelPage`), by its number in `idl::peer::Badge`.
+    pub pages: heapless::Vec<u32, PEERS_MAX>,
+}
+
+/// Most components and guests that may use one guest's grants.
+pub const PEERS_MAX: usize = 16;
 
 /// Most vCPUs of one guest.
 pub const VCPUS_MAX: usize = 32;
@@ -401,6 +416,10 @@ mod tests {
                 initrd: Some(file),
                 cmdline: "x".repeat(2048).as_str().try_into().unwrap(),
                 built: None,
+                peers: Some(PeersStart {
+                    endpoint: u32::MAX,
+                    pages: heapless::Vec::from_slice(&[u32::MAX; PEERS_MAX]).unwrap(),
+                }),
             }),
             ..Startup::default()
         }

@@ -9,6 +9,7 @@ extern crate alloc;
 pub mod backtrace;
 pub mod guest;
 pub mod image;
+pub mod peers;
 pub mod pieces;
 pub mod plan;
 pub mod pool;

@@ -13,13 +13,14 @@ use sdk::abi as microvisor_abi;
 use sdk::startup::THREAD_STACK_BYTES;
 
 /// Interfaces that root serves itself.
-pub const SERVED_BY_ROOT: [&str; 6] = [
+pub const SERVED_BY_ROOT: [&str; 7] = [
     "supervisor",
     "builder",
     "operator",
     "admin",
     "hardware",
     "domains",
+    "peers",
 ];
 /// The name by which manifests wire to root.
 pub const ROOT: &str = "root";

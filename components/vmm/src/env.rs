@@ -10,7 +10,7 @@ use sdk::time;
 use vmm_guest::ram::Word;
 use x86_platform::lookaside::Lookaside;
 use xen_abi::{
-    Env, LegacyLine, MapError, ServiceId, ShutdownReason, SpecialFrame, Upcall, VcpuStart,
+    Env, LegacyLine, LinkId, MapError, ServiceId, ShutdownReason, SpecialFrame, Upcall, VcpuStart,
 };
 
 use crate::map::Removed;
@@ -105,6 +105,10 @@ impl Env for Effects<'_> {
         };
         // Fails only when the capability is gone, and the VMM with it.
         let _ = self.shared.service.signal(bit);
+    }
+
+    fn channel_event(&mut self, link: LinkId, channel: u16) {
+        self.shared.channel_event(link, channel);
     }
 
     fn shutdown(&mut self, reason: ShutdownReason) {

@@ -9,6 +9,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod console;
+pub mod links;
 #[allow(unsafe_code)]
 pub mod ram;
 pub mod store;

@@ -16,6 +16,8 @@ mod env;
 #[cfg(target_os = "none")]
 mod map;
 #[cfg(target_os = "none")]
+mod peers;
+#[cfg(target_os = "none")]
 mod run;
 #[cfg(target_os = "none")]
 mod service;

@@ -113,6 +113,28 @@ impl GuestMap {
         Ok(Cap::new(first + (gfn % u64::from(CHILDREN)) as u32))
     }
 
+    /// A capability to the RAM page at `gfn`, in a slot of its own, whatever is mapped where: for
+    /// somebody else.
+    pub fn page(&self, gfn: u64, write: bool) -> Result<Cap<cap::Frame>, Status> {
+        let chunk = Self::chunk_index(gfn).and_then(|index| self.chunks.get(index));
+        let chunk = chunk.ok_or(Status::InvalidArgument)?;
+        let slot = slots::take().ok_or(Status::SlotOccupied)?;
+        let rights = if write {
+            Rights::READ.or(Rights::WRITE)
+        } else {
+            Rights::READ
+        };
+        let made = chunk.frame.copy_to(CopyTo {
+            space: OWN,
+            slot,
+            rights,
+            badge: gfn % u64::from(CHILDREN) * PAGE,
+            order: ORDER_4K,
+        });
+        made.map(|()| Cap::new(slot))
+            .inspect_err(|_| slots::give_back(slot))
+    }
+
     fn map_page(&self, frame: Cap<cap::Frame>, gfn: u64) -> Result<(), MapError> {
         memory::map_into(memory::own(), self.space, frame, gfn * PAGE, GUEST).map_err(|status| {
             log::warn!("guest frame {gfn:#x} not mapped: {status:?}");

@@ -375,6 +375,16 @@ impl xen_abi::GuestMemory for Ram {
     fn fetch_and_u32(&self, address: u64, bits: u32) -> Result<u32, xen_abi::Unbacked> {
         Ok(self.word_u32(address)?.fetch_and(bits, Ordering::SeqCst))
     }
+    fn compare_exchange_u32(
+        &self,
+        address: u64,
+        current: u32,
+        new: u32,
+    ) -> Result<u32, xen_abi::Unbacked> {
+        let word = self.word_u32(address)?;
+        let done = word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
+        Ok(done.unwrap_or_else(|found| found))
+    }
 }
 
 impl x86_platform::memory::GuestMemory for Ram {

@@ -23,6 +23,7 @@ use vmm_guest::store::StoreRing;
 
 use crate::env::{CONSOLE, STORE};
 use crate::map::GuestMap;
+use crate::peers::{self, Outlet, Peers};
 use crate::service::{self, Service, StoreServer};
 use crate::shared::{self, Mailbox, Shared};
 use crate::stop::{Reason, Stop};
@@ -175,6 +176,10 @@ fn start(env: &Env) -> Result<Service, StartError> {
         initial: (0..vcpus).map(|_| Mutex::new(None)).collect(),
         stop: Stop::new(),
         service,
+        outlets: match &guest.peers {
+            Some(peers) => Outlet::all(peers).map_err(core_error("pages shared with backends"))?,
+            None => Box::default(),
+        },
         lines: Mutex::new(Lines::new()),
         vendor: if env.machine.features & feature::SVM != 0 {
             Vendor::Amd
@@ -202,6 +207,15 @@ fn start(env: &Env) -> Result<Service, StartError> {
         }
         None => None,
     };
+    let peers = match &guest.peers {
+        Some(start) => {
+            let served = Peers::new(shared)
+                .and_then(|peers| Ok((peers, peers::receiver(env, start)?)))
+                .map_err(core_error("interface peer"))?;
+            Some(served)
+        }
+        None => None,
+    };
     start_vcpus(env, guest, &built, shared, space)?;
     let ring = GuestRing {
         address: layout::CONSOLE_GFN * layout::PAGE,
@@ -211,6 +225,7 @@ fn start(env: &Env) -> Result<Service, StartError> {
         console: (ring, console_port),
         attached,
         store,
+        peers,
     })
 }
 

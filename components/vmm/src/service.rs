@@ -12,6 +12,7 @@ use sdk::prelude::*;
 use sdk::startup::PEERS;
 
 use crate::env::{Effects, NOBODY};
+use crate::peers::Peers;
 use crate::shared::{Shared, service};
 use crate::stop::Reason;
 use vmm_guest::console::GuestRing;
@@ -62,9 +63,29 @@ pub struct Service {
     pub attached: Option<Attached>,
     /// The guest's store ring and its event channel, if it is wired to a store.
     pub store: Option<(StoreRing<StoreServer>, u32)>,
+    /// Who may use the guest's grants and event channels, if anybody.
+    pub peers: Option<(Peers, Receiver)>,
 }
 
 impl Service {
+    /// Waits for bits, and answers requests meanwhile.
+    fn next(&mut self) -> Result<u64, Status> {
+        let Some((peers, receiver)) = &mut self.peers else {
+            return self.shared.service.wait(FOREVER);
+        };
+        loop {
+            match receiver.receive(FOREVER) {
+                Ok(Received::Notification(bits)) => return Ok(bits),
+                Ok(Received::Message(message)) => peers.answer(receiver, message),
+                // A caller that vanished, or whose capability did not fit.
+                Err(
+                    Status::CapsRefused | Status::Aborted | Status::Cancelled | Status::Restarted,
+                ) => {}
+                Err(status) => return Err(status),
+            }
+        }
+    }
+
     /// Serves until the domain stops.
     pub fn run(&mut self, supervisor: EndpointTransport) {
         let shared = self.shared;
@@ -72,7 +93,7 @@ impl Service {
         let mut writer = page.map(|page| page.output.writer());
         let mut reader = page.map(|page| page.input.reader());
         loop {
-            let bits = match shared.service.wait(FOREVER) {
+            let bits = match self.next() {
                 Ok(bits) => bits,
                 Err(status) => {
                     log::error!("service thread cannot wait: {status:?}");
@@ -111,6 +132,12 @@ impl Service {
                 }
                 if ring.serve(&shared.ram).unwrap_or(false) {
                     notify_guest(shared, *port);
+                }
+            }
+            if let Some((peers, _)) = &mut self.peers {
+                peers.woken(bits);
+                if bits & PEERS != 0 {
+                    peers.lost();
                 }
             }
             if bits & service::STOPPED != 0

@@ -13,6 +13,7 @@ use x86_platform::apic::{Delivery, Ipi, Route};
 use xen_abi::{Domain, VcpuStart};
 
 use crate::map::GuestMap;
+use crate::peers::Outlet;
 use crate::stop::Stop;
 use vmm_guest::ram::Ram;
 
@@ -117,6 +118,8 @@ pub struct Shared {
     pub stop: Stop,
     /// The service thread's notification.
     pub service: Cap<cap::Notification>,
+    /// Where events for those go who use the guest's grants and event channels.
+    pub outlets: Box<[Outlet]>,
     /// Lines of the guest that go to the log.
     pub lines: Mutex<vmm_guest::console::Lines>,
     /// Which instruction this CPU's guests call with.
@@ -137,6 +140,14 @@ pub mod service {
     pub const GUEST_STORE: u64 = 1 << 3;
     /// The store has watch events for the guest.
     pub const STORE: u64 = 1 << 4;
+    /// The first caller of interface `peer` set events; the others' bits follow.
+    const PEER: u64 = 1 << 8;
+
+    /// The bit of a caller of interface `peer`.
+    pub const fn peer(caller: usize) -> u64 {
+        PEER << caller
+    }
+    const _: () = assert!(peer(sdk::startup::PEERS_MAX - 1) < sdk::startup::DOMAINS);
 }
 
 impl Shared {

@@ -51,6 +51,11 @@ impl ShutdownReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceId(pub u32);
 
+/// Names one connection of the VMM's side, to a backend or to another domain's VMM: whoever is at the
+/// other end of its grants and event channels. The VMM numbers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkId(pub u16);
+
 /// A level-triggered line that `HVM_PARAM_CALLBACK_IRQ` may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LegacyLine {
@@ -167,6 +172,9 @@ pub trait Env {
 
     /// The domain's port that leads to this service was sent to.
     fn service_event(&mut self, service: ServiceId);
+
+    /// The domain's port that is this channel of a connection was sent to.
+    fn channel_event(&mut self, link: LinkId, channel: u16);
 
     /// The domain shut down. Every vCPU must stop before its next instruction.
     fn shutdown(&mut self, reason: ShutdownReason);

@@ -1,15 +1,15 @@
 //! Event channels, 2-level ABI: the port table and the semantics of `event_channel_op`
 //! (`public/event_channel.h`). Who learns of an event, and how, is `upcall.rs`.
 //!
-//! A port's other end is in this domain or a service of the VMM's side; other domains come with
-//! the issue that brings backends.
+//! A port's other end is in this domain, a service of the VMM's side, or a channel of a connection to a
+//! backend or another domain, which the VMM carries events through.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::access::{Caller, Fields, Reply};
 use crate::domain::{DOMID_SELF, Domain, SYSTEM};
-use crate::env::{Env, ServiceId};
+use crate::env::{Env, LinkId, ServiceId};
 use crate::errno::Errno;
 use crate::memory::GuestMemory;
 use crate::shared_info::{Layout, test_and_clear};
@@ -58,6 +58,12 @@ pub(crate) enum Binding {
         peer: u32,
     },
     Service(ServiceId),
+    /// Bound to a port of another domain, or to a backend that speaks as domain 0.
+    Channel {
+        link: LinkId,
+        channel: u16,
+        remote: u16,
+    },
     Virq(u32),
     /// A physical interrupt's number; nothing is behind it.
     Pirq(u32),
@@ -280,6 +286,64 @@ impl Domain {
         }
     }
 
+    /// Binds a port that waits for domain `remote` to a channel of the connection to it. `Inval`: the
+    /// port does not wait for that domain.
+    pub fn bind_channel(
+        &mut self,
+        port: u32,
+        remote: u16,
+        link: LinkId,
+        channel: u16,
+    ) -> Result<(), Errno> {
+        match self.ports.get_mut(port) {
+            Some(entry) if entry.binding == (Binding::Unbound { remote }) => {
+                entry.binding = Binding::Channel {
+                    link,
+                    channel,
+                    remote,
+                };
+                Ok(())
+            }
+            _ => Err(Errno::Inval),
+        }
+    }
+
+    /// Whether the port is still this channel: a guest closes its ports without asking.
+    #[must_use]
+    pub fn is_channel(&self, port: u32, link: LinkId, channel: u16) -> bool {
+        matches!(
+            self.ports.get(port),
+            Some(Port { binding: Binding::Channel { link: l, channel: c, .. }, .. })
+                if (*l, *c) == (link, channel)
+        )
+    }
+
+    /// The other end of a channel was closed: its port waits for that domain again.
+    pub fn unbind_channel(&mut self, port: u32, link: LinkId, channel: u16) {
+        if self.is_channel(port, link, channel)
+            && let Some(entry) = self.ports.get_mut(port)
+            && let Binding::Channel { remote, .. } = entry.binding
+        {
+            entry.binding = Binding::Unbound { remote };
+        }
+    }
+
+    /// The other end of a channel sent an event.
+    pub fn notify_channel<M: GuestMemory, E: Env>(
+        &mut self,
+        port: u32,
+        link: LinkId,
+        channel: u16,
+        memory: &M,
+        env: &mut E,
+    ) {
+        if self.is_channel(port, link, channel)
+            && let Some(&Port { vcpu, .. }) = self.ports.get(port)
+        {
+            self.set_pending(port, vcpu, memory, env);
+        }
+    }
+
     /// Raises a VIRQ: a per-vCPU one at `vcpu`, a global one where its port is bound. Nothing
     /// happens if the guest has not bound it.
     pub fn raise_virq<M: GuestMemory, E: Env>(
@@ -326,6 +390,7 @@ impl Domain {
         match binding {
             Binding::Ipi => self.set_pending_inline(port, vcpu, memory, env),
             Binding::Service(service) => env.service_event(service),
+            Binding::Channel { link, channel, .. } => env.channel_event(link, channel),
             Binding::Loop { peer } => {
                 if let Some(&Port { vcpu, .. }) = self.ports.get(peer) {
                     self.set_pending(peer, vcpu, memory, env);
@@ -418,7 +483,12 @@ impl Domain {
                     other.binding = Binding::Unbound { remote };
                 }
             }
-            Binding::Unbound { .. } | Binding::Service(_) | Binding::Pirq(_) | Binding::Ipi => {}
+            // The other end finds out when it next uses the channel.
+            Binding::Channel { .. }
+            | Binding::Unbound { .. }
+            | Binding::Service(_)
+            | Binding::Pirq(_)
+            | Binding::Ipi => {}
         }
         self.ports.release(port);
         let layout = Layout::of(self.width);
@@ -458,6 +528,13 @@ impl Domain {
                 bytes.put(20, &service.0.to_le_bytes());
                 2
             }
+            Binding::Channel {
+                channel, remote, ..
+            } => {
+                bytes.put(16, &remote.to_le_bytes());
+                bytes.put(20, &u32::from(channel).to_le_bytes());
+                2
+            }
             Binding::Pirq(pirq) => {
                 bytes.put(16, &pirq.to_le_bytes());
                 3
@@ -481,6 +558,7 @@ impl Domain {
             Binding::Virq(_)
             | Binding::Unbound { .. }
             | Binding::Loop { .. }
+            | Binding::Channel { .. }
             | Binding::Pirq(_)
             | Binding::Service(_) => {
                 entry.vcpu = vcpu;

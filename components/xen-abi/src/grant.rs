@@ -10,6 +10,7 @@ use crate::access::{Caller, Fields, Reply};
 use crate::domain::{DOMID_SELF, Domain, SYSTEM};
 use crate::env::Env;
 use crate::errno::Errno;
+use crate::granted::Pins;
 use crate::memory::{GuestMemory, SpecialFrame};
 
 /// `GNTTABOP_*`.
@@ -45,9 +46,9 @@ pub const MAX_GRANT_FRAMES: u32 = 64;
 const ENTRIES_PER_FRAME: u32 = 512;
 const ENTRY_SIZE: u64 = 8;
 /// `GTF_type_mask`, `GTF_permit_access`, `GTF_readonly`.
-const TYPE_MASK: u16 = 3;
-const PERMIT_ACCESS: u16 = 1;
-const READONLY: u16 = 4;
+pub(crate) const TYPE_MASK: u16 = 3;
+pub(crate) const PERMIT_ACCESS: u16 = 1;
+pub(crate) const READONLY: u16 = 4;
 /// `GNTMAP_device_map | GNTMAP_host_map`.
 const MAP_ANY: u32 = 3;
 /// `GNTMAP_device_map | GNTMAP_application_map | GNTMAP_contains_pte`: not for a domain whose
@@ -59,7 +60,7 @@ const COPY_DEST_GREF: u16 = 2;
 /// References that a toolstack fills in when it makes a domain, console and xenstore
 /// (`GNTTAB_RESERVED_CONSOLE`, `GNTTAB_RESERVED_XENSTORE`). Domain 0 has what they granted then
 /// mapped for as long as the domain is there, whatever their entries say meanwhile.
-const MAPPED_BY_SYSTEM: u32 = 2;
+pub(crate) const MAPPED_BY_SYSTEM: u32 = 2;
 /// Operations done before the guest is re-entered.
 const BATCH: u32 = 32;
 
@@ -68,6 +69,8 @@ const BATCH: u32 = 32;
 pub(crate) struct GrantTable {
     frames: u32,
     gfns: Vec<Option<u64>>,
+    /// Grants that others use.
+    pub(crate) pins: Pins,
 }
 
 impl GrantTable {
@@ -75,6 +78,7 @@ impl GrantTable {
         GrantTable {
             frames: 1,
             gfns: vec![None; most as usize],
+            pins: Pins::default(),
         }
     }
 
@@ -106,7 +110,7 @@ impl GrantTable {
     }
 
     /// The address of an entry, if the table reaches so far.
-    fn entry(&self, reference: u32) -> Option<u64> {
+    pub(crate) fn entry(&self, reference: u32) -> Option<u64> {
         let frame = reference / ENTRIES_PER_FRAME;
         (frame < self.frames).then(|| {
             SpecialFrame::GrantTable(frame).address()
@@ -314,7 +318,8 @@ impl Domain {
         if one == other {
             return status::OKAY;
         }
-        if one.min(other) < MAPPED_BY_SYSTEM {
+        let pinned = |reference| self.grants.pins.domain_of(reference).is_some();
+        if one.min(other) < MAPPED_BY_SYSTEM || pinned(one) || pinned(other) {
             return status::EAGAIN;
         }
         let (mut a, mut b) = ([0; ENTRY_SIZE as usize], [0; ENTRY_SIZE as usize]);
@@ -431,7 +436,7 @@ impl Domain {
             }
             let entry = self.grants.entry(reference).ok_or(status::BAD_GNTREF)?;
             // In use by another domain than the one that asks.
-            if reference < MAPPED_BY_SYSTEM {
+            if reference < MAPPED_BY_SYSTEM || self.grants.pins.domain_of(reference).is_some() {
                 return Err(status::GENERAL_ERROR);
             }
             let mut bytes = [0; ENTRY_SIZE as usize];

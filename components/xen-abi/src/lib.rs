@@ -26,6 +26,7 @@ mod env;
 mod errno;
 mod event;
 mod grant;
+mod granted;
 mod hvm;
 mod hypercall_page;
 mod memory;
@@ -50,8 +51,8 @@ pub use call::{Mode, Next, Outcome, Registers, Width};
 pub use config::{Config, ConfigError, MapEntry, TscMode};
 pub use domain::Domain;
 pub use env::{
-    Access, Env, LegacyLine, MapError, ServiceId, ShutdownReason, StartSegment, Upcall, VcpuStart,
-    VcpuStart32, VcpuStart64,
+    Access, Env, LegacyLine, LinkId, MapError, ServiceId, ShutdownReason, StartSegment, Upcall,
+    VcpuStart, VcpuStart32, VcpuStart64,
 };
 pub use errno::Errno;
 pub use grant::MAX_GRANT_FRAMES;

@@ -63,6 +63,9 @@ pub trait GuestMemory {
     fn fetch_or_u32(&self, address: u64, bits: u32) -> Result<u32, Unbacked>;
     /// Locked AND of 4 bytes; answers the old value.
     fn fetch_and_u32(&self, address: u64, bits: u32) -> Result<u32, Unbacked>;
+    /// Locked compare-and-exchange of 4 bytes; answers the old value, which was `current` if `new`
+    /// was stored.
+    fn compare_exchange_u32(&self, address: u64, current: u32, new: u32) -> Result<u32, Unbacked>;
 }
 
 /// A `Vec` from guest-physical 0 and another for the special frames: for host tests, here and in
@@ -137,5 +140,9 @@ impl GuestMemory for TestMemory {
 
     fn fetch_and_u32(&self, address: u64, bits: u32) -> Result<u32, Unbacked> {
         self.update(address, |old| old & bits)
+    }
+
+    fn compare_exchange_u32(&self, address: u64, current: u32, new: u32) -> Result<u32, Unbacked> {
+        self.update(address, |old| if old == current { new } else { old })
     }
 }

@@ -15,9 +15,9 @@ use hostile_calls::domain::{Domain as Hostile, Machine};
 use hostile_calls::layout::{PAGE, RAM, READ_ONLY};
 use hostile_calls::places::OWN;
 use xen_abi::{
-    Access, Config, Domain, Env, GuestMemory, MAX_GRANT_FRAMES, MapEntry, MapError, Mode, Next,
-    Registers, RunstateKind, ServiceId, ShutdownReason, SpecialFrame, TscMode, Unbacked, Upcall,
-    VcpuStart,
+    Access, Config, Domain, Env, GuestMemory, LinkId, MAX_GRANT_FRAMES, MapEntry, MapError, Mode,
+    Next, Registers, RunstateKind, ServiceId, ShutdownReason, SpecialFrame, TscMode, Unbacked,
+    Upcall, VcpuStart,
 };
 
 use super::ORACLE;
@@ -154,6 +154,10 @@ impl GuestMemory for Ram {
     fn fetch_and_u32(&self, address: u64, bits: u32) -> Result<u32, Unbacked> {
         self.word(address, |old| old & bits)
     }
+
+    fn compare_exchange_u32(&self, address: u64, current: u32, new: u32) -> Result<u32, Unbacked> {
+        self.word(address, |old| if old == current { new } else { old })
+    }
 }
 
 /// What a call causes: changes of the map, and nothing else that the guest could see, whose
@@ -229,6 +233,7 @@ impl Env for Effects<'_> {
     fn upcall(&mut self, _: u32, _: Upcall) {}
     fn wake(&mut self, _: u32) {}
     fn service_event(&mut self, _: ServiceId) {}
+    fn channel_event(&mut self, _: LinkId, _: u16) {}
     fn console_write(&mut self, _: &[u8]) {}
     fn initialise_vcpu(&mut self, _: u32, _: VcpuStart) {}
     fn vcpu_up(&mut self, _: u32) {}

@@ -1,5 +1,7 @@
 //! Guests: what carries out the decisions of `root_plan::guest`. Part of [`System`].
 
+use alloc::vec::Vec;
+
 use idl::builder::Built;
 use idl::manifest::Exit;
 use idl::name;
@@ -28,6 +30,8 @@ pub struct GuestPlace {
     pub builder: usize,
     /// Place of its VMM.
     pub vmm: usize,
+    /// Pages that its VMM shares with those who may use its grants.
+    pub pages: Vec<Cap<cap::Frame>>,
     /// Its memory, while it has some.
     pub memory: Option<GuestMemory>,
 }
@@ -90,6 +94,7 @@ impl System {
         let (builder, vmm) = (self.guests[index].builder, self.guests[index].vmm);
         self.take_down(builder);
         self.take_down(vmm);
+        self.tell_users(vmm);
         let place = &mut self.guests[index];
         place.ready = false;
         if let Some(memory) = place.memory.take() {
@@ -151,6 +156,7 @@ impl System {
             initrd: None,
             cmdline,
             built: None,
+            peers: None,
         }
     }
 
@@ -174,6 +180,7 @@ impl System {
             start: self.guest_start(index),
             frames,
             count,
+            peer_pages: &[],
             cpus: &[],
             files: Some((&guest.kernel, guest.initrd.as_deref())),
         };
@@ -192,10 +199,12 @@ impl System {
         let mut start = self.guest_start(index);
         start.cmdline.clear();
         start.built = Some(built);
+        let pages = self.peer_pages(index);
         let parts = GuestParts {
             start,
             frames,
             count,
+            peer_pages: &pages,
             cpus: &cpus,
             files: None,
         };

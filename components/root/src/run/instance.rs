@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use idl::manifest::Component;
 use idl::name;
+use idl::peer::{Badge, MAPPINGS_MAX};
 use root_plan::image::Image;
 use root_plan::plan::{self, STACK_BYTES};
 use sdk::abi::{FRAME, boot};
@@ -16,8 +17,9 @@ use sdk::startup::{self, DmaRight, SLOT_FIRST, Share, THREAD_STACK_BYTES};
 
 use super::content::{Files, load, start_up_pages};
 use super::maker::Maker;
+use super::peers::{EMPTY_MAX, Empty};
 use super::system::Tools;
-use super::wiring::{Wiring, give_dma, wire};
+use super::wiring::{Wiring, give_dma, give_peers, wire};
 
 /// Where the page of a ring that is attached from the start is mapped.
 const ATTACHED_ADDRESS: u64 = 0x6000_0000_0000;
@@ -49,6 +51,8 @@ pub struct GuestParts<'a> {
     pub frames: Cap<cap::Frame>,
     /// How many.
     pub count: u32,
+    /// Pages that are shared with those who may use its grants; empty for a builder.
+    pub peer_pages: &'a [Cap<cap::Frame>],
     /// CPUs of the vCPU threads; empty for a builder.
     pub cpus: &'a [u32],
     /// Kernel and initial RAM disk, for a builder.
@@ -128,7 +132,15 @@ impl<T> During<T> for Result<T, Status> {
 
 /// A running component.
 pub struct Instance {
-    maker: Maker,
+    pub(super) maker: Maker,
+    /// Its address space.
+    pub(super) space: Cap<cap::AddressSpace>,
+    /// Where those call a VMM who may use its guest's grants, if there are any.
+    pub(super) peer: Option<Cap<cap::Endpoint>>,
+    /// The rights to call there that were given.
+    pub(super) rights: Vec<(Badge, Cap<cap::Endpoint>)>,
+    /// Pages in the place of grants that are gone.
+    pub(super) empty: Empty,
     /// Its threads, the first one first.
     pub threads: Vec<Cap<cap::Thread>>,
     /// The first one's time.
@@ -143,6 +155,8 @@ pub struct Instance {
 
 /// What building an instance leads to.
 struct Built {
+    space: Cap<cap::AddressSpace>,
+    peer: Option<Cap<cap::Endpoint>>,
     threads: Vec<Cap<cap::Thread>>,
     sched: Cap<cap::SchedContext>,
     notification: Cap<cap::Notification>,
@@ -169,6 +183,9 @@ impl Instance {
         let shared: u32 = order.shares.iter().map(|share| share.memory.count).sum();
         let rings = order.ring_pages.map_or(0, |(_, count)| count);
         // Devices' memory is mapped twice: for the component and for the device.
+        let peers = order.guest.as_ref().map_or(0, |g| g.peer_pages.len()) as u32;
+        // Each caller may have this many, in a slot each.
+        let guest = guest + peers * (1 + MAPPINGS_MAX);
         let frames = u64::from(guest + rings + 2 * (shared + order.dma.count) + order.keep.count);
         let size = plan::size(
             order.component,
@@ -178,7 +195,9 @@ impl Instance {
             frames,
             tools.archive.total_bytes() as u64 / LARGE * 2,
         );
-        let total = size.total + OWN_MEMORY / FRAME;
+        let users = order.connections.iter().any(|c| c.interface == "peers");
+        let empty = if users { EMPTY_MAX as u64 } else { 0 };
+        let total = size.total + empty + OWN_MEMORY / FRAME;
         let memory = match *kept {
             Some((memory, frames)) if frames >= total => memory,
             _ => {
@@ -193,12 +212,18 @@ impl Instance {
         let mut maker = Maker::new(memory);
         match Self::build(tools, &mut maker, order, &image, bytes, &size) {
             Ok(Built {
+                space,
+                peer,
                 threads,
                 sched,
                 notification,
                 wires,
             }) => Ok(Instance {
                 maker,
+                space,
+                peer,
+                rights: Vec::new(),
+                empty: Empty::default(),
                 threads,
                 sched,
                 notification,
@@ -368,6 +393,17 @@ impl Instance {
             )?;
             facts.guest = Some(start);
         }
+        let mut peer = None;
+        if let (Some(guest), Some(start)) = (&order.guest, &mut facts.guest)
+            && !guest.peer_pages.is_empty()
+        {
+            let endpoint = maker.one(0).during("make its endpoint for backends")?;
+            start.peers = Some(
+                give_peers(&mut wiring, endpoint, guest.peer_pages)
+                    .during("give it its endpoint for backends")?,
+            );
+            peer = Some(endpoint);
+        }
         facts.free_slot = wiring.next;
         wiring.nothing_else()?;
         start_up_pages(&mut tools.window, maker, space, &facts)?;
@@ -390,6 +426,8 @@ impl Instance {
             (serve.slot, text)
         });
         Ok(Built {
+            space,
+            peer,
             threads,
             sched,
             notification,

@@ -170,6 +170,18 @@ impl Maker {
         Ok(copy)
     }
 
+    /// A copy with a badge of an endpoint that was made here; goes away with it.
+    pub fn badged(
+        &mut self,
+        endpoint: Cap<cap::Endpoint>,
+        rights: Rights,
+        badge: u64,
+    ) -> Result<Cap<cap::Endpoint>, Status> {
+        let copy = endpoint.mint(rights, badge)?;
+        self.slots.push((copy.slot(), 1));
+        Ok(copy)
+    }
+
     /// Destroys everything; `memory` is whole again afterwards.
     pub fn destroy(self) -> Result<(), Status> {
         for copy in &self.copies {

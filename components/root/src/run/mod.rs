@@ -11,6 +11,7 @@ mod inbox;
 mod instance;
 mod maker;
 mod operator;
+mod peers;
 mod report;
 mod restart;
 mod serial;

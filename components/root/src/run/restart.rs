@@ -24,9 +24,10 @@ impl System {
                 continue;
             }
             let place = &mut self.places[index];
-            let Some(instance) = &place.instance else {
+            let Some(instance) = &mut place.instance else {
                 continue;
             };
+            instance.mend(&mut self.tools.window);
             let component = &self.manifest.components[place.component];
             if Self::is_console(component) {
                 // Its ring leads nowhere now.
@@ -145,7 +146,8 @@ impl System {
                 continue;
             };
             let wired = servers.contains(&place.name.as_str())
-                || self.servers(other).contains(&own.as_str());
+                || self.servers(other).contains(&own.as_str())
+                || self.share_grants(index, other);
             if other != index && wired {
                 match instance.notification.signal(PEERS) {
                     Ok(()) => told.push(&place.name),

@@ -11,6 +11,7 @@ use idl::hardware::Hardware as HardwareInterface;
 use idl::manifest::{Component, Manifest};
 use idl::name;
 use idl::operator::Operator;
+use idl::peers::Peers as PeersInterface;
 use idl::ring::RingPage;
 use idl::supervisor::{StopReason, Supervisor};
 use root_plan::guest::{self, Event, Phase};
@@ -30,7 +31,7 @@ use super::hardware::{self, DmaMemory, Hardware};
 use super::inbox::{Inbox, News};
 use super::instance::{Connection, GuestParts, Instance, Order};
 use super::operator::{Desk, Orders};
-use super::report;
+use super::{peers, report};
 
 /// Bit of the console's notification by which root announces log lines.
 pub const LOG_BIT: u64 = 1 << 63;
@@ -41,6 +42,7 @@ const OPERATOR: u64 = 3;
 const ADMIN: u64 = 4;
 const HARDWARE: u64 = 5;
 const DOMAINS: u64 = 6;
+pub(super) const PEERS: u64 = 7;
 /// Bits for faults; instances share them round robin.
 pub(super) const FAULT_BITS: usize = 60;
 /// Ring pages that a console gets for each possible client: one for its log, one for its guest.
@@ -116,7 +118,7 @@ pub struct System {
     pub(super) tools: Tools,
     pub(super) manifest: Manifest,
     receiver: Receiver,
-    endpoint: Cap<cap::Endpoint>,
+    pub(super) endpoint: Cap<cap::Endpoint>,
     /// Endpoints of the servers: component, interface, endpoint.
     pub(super) endpoints: Vec<(usize, String, Cap<cap::Endpoint>)>,
     order: Vec<usize>,
@@ -185,6 +187,7 @@ impl System {
                 vmm: part(&guest.vmm)?,
                 ready: false,
                 starts: 0,
+                pages: Vec::new(),
                 memory: None,
             });
         }
@@ -306,11 +309,12 @@ impl System {
                     "admin" => ADMIN,
                     "hardware" => HARDWARE,
                     "domains" => DOMAINS,
+                    "peers" => PEERS,
                     _ => SUPERVISOR,
                 };
-                // Answers carry capabilities only where devices are handed out.
+                // Answers carry capabilities only where devices are handed out, or connections.
                 let rights = match interface {
-                    HARDWARE => Rights::CALL.or(Rights::GRANT),
+                    HARDWARE | PEERS => Rights::CALL.or(Rights::GRANT),
                     _ => Rights::CALL,
                 };
                 (Some(self.endpoint), rights, id << 8 | interface)
@@ -342,6 +346,7 @@ impl System {
                 None => log::error!("component {}: nobody serves {}", place.name, need.interface),
             }
         }
+        connections.extend(self.driver_wire(index));
         connections
     }
 
@@ -479,6 +484,15 @@ impl System {
                                 guests: &self.guests,
                             };
                             self.receiver.answer::<Domains, _>(message, &mut desk)
+                        }
+                        PEERS => {
+                            let mut desk = peers::Desk {
+                                manifest: &self.manifest,
+                                guests: &self.guests,
+                                places: &mut self.places,
+                            };
+                            self.receiver
+                                .answer::<PeersInterface, _>(message, &mut desk)
                         }
                         HARDWARE => {
                             let mut desk = hardware::Desk {

@@ -1,10 +1,10 @@
 //! What a component's capability space is filled with before it runs: in the order of the start
 //! contract (`sdk::startup`), told to it in its start-up pages, and nothing else.
 
-use idl::name;
+use idl::{heapless, name};
 use sdk::abi::Kind;
 use sdk::prelude::*;
-use sdk::startup::{DmaRight, LineRight, PortsRight, Serve, Startup, Wire};
+use sdk::startup::{DmaRight, LineRight, PeersStart, PortsRight, Serve, Startup, Wire};
 
 use super::instance::{During, Order, StartError};
 use super::system::Tools;
@@ -137,4 +137,22 @@ pub fn give_dma(
             .during("give it memory for its device")?;
     }
     Ok(given)
+}
+
+/// What a VMM serves interface `peer` with.
+pub fn give_peers(
+    wiring: &mut Wiring,
+    endpoint: Cap<cap::Endpoint>,
+    pages: &[Cap<cap::Frame>],
+) -> Result<PeersStart, Status> {
+    let mut start = PeersStart {
+        endpoint: wiring.give(endpoint, Rights::RECEIVE.or(Rights::GRANT), 0)?,
+        pages: heapless::Vec::new(),
+    };
+    for page in pages {
+        let slot = wiring.give(*page, Rights::READ.or(Rights::WRITE), 0)?;
+        // There are no more callers than places.
+        let _ = start.pages.push(slot);
+    }
+    Ok(start)
 }

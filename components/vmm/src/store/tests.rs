@@ -58,6 +58,8 @@ impl Guest {
                 store_frame: 0xfeffc,
                 store_port: 2,
             },
+            disks: Vec::new(),
+            serves: Vec::new(),
         };
         service.introduce(&facts).unwrap();
         service.open_session(7, 1).unwrap();

@@ -22,6 +22,7 @@ pub enum Effect {
     Upcall(u32, Upcall),
     Wake(u32),
     Service(ServiceId),
+    Channel(LinkId, u16),
     Shutdown(ShutdownReason),
     Console(Vec<u8>),
     Initialise(u32, VcpuStart),
@@ -64,6 +65,9 @@ impl Env for TestEnv {
     }
     fn service_event(&mut self, service: ServiceId) {
         self.effects.push(Effect::Service(service));
+    }
+    fn channel_event(&mut self, link: LinkId, channel: u16) {
+        self.effects.push(Effect::Channel(link, channel));
     }
     fn shutdown(&mut self, reason: ShutdownReason) {
         self.effects.push(Effect::Shutdown(reason));
