@@ -276,6 +276,9 @@ pub fn large_frames(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(sdk::memory::LARGE)).unwrap_or(u32::MAX)
 }
 
+/// Capabilities to single pages of a guest that its VMM can have.
+const GUEST_PAGES: u64 = 4096;
+
 /// Bytes of a component's first stack.
 pub const STACK_BYTES: u64 = microvisor_abi::boot::STACK_BYTES;
 
@@ -295,8 +298,10 @@ pub fn size(
             .map_or(1, |&frames| u64::from(frames.max(1)))
     };
     let own = component.memory_bytes.div_ceil(FRAME);
-    // A slot for each frame it may make of its memory, each guest frame, and its wires.
-    let slots = 128 + own + guest + 4 * threads;
+    // A slot for each frame it may make of its memory, each guest frame, and its wires; for a guest,
+    // pages of it that are mapped on their own, or for others.
+    let pages = if guest == 0 { 0 } else { GUEST_PAGES };
+    let slots = 128 + own + guest + pages + 4 * threads;
     let cap_space = (slots + 1).div_ceil(64);
     let per_thread = kind(microvisor_abi::Kind::Thread) + 1 + THREAD_STACK_BYTES / FRAME;
     // Page tables: three upper levels for each region, one table for each 2 MiB of small frames.
