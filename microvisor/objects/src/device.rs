@@ -297,8 +297,9 @@ impl<M: Machine> Kernel<M> {
             cap.flags |= flag::SETTLING;
             cap.mark = ticket;
         }
-        #[cfg(not(planted = "reused-before-answer"))]
-        self.answered(self.arena.slot(slot).mark)?;
+        if cfg!(not(planted = "reused-before-answer")) {
+            self.answered(self.arena.slot(slot).mark)?;
+        }
         self.arena.slot_mut(slot).flags &= !(flag::IOMMU | flag::SETTLING);
         Ok(())
     }

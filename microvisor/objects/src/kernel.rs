@@ -419,8 +419,9 @@ impl<M: Machine> Kernel<M> {
             Op::Cancel => {
                 let t = self.arena.get(thread).ok_or(Status::InvalidCap)?;
                 let vcpu = t.vcpu;
-                #[cfg(not(control = "cancel"))]
-                self.unblock(thread, Status::Cancelled);
+                if cfg!(not(control = "cancel")) {
+                    self.unblock(thread, Status::Cancelled);
+                }
                 if self.arena.alive(vcpu) {
                     self.vcpu_control(me, vcpu, microvisor_abi::vcpu::Op::Poke as u64, 0, 0)?;
                 }

@@ -13,6 +13,11 @@
 //! to it, and in `fast`, which says of each link it follows why it holds.
 #![cfg_attr(not(test), no_std)]
 
+#[cfg(planted = "by-name")]
+#[macro_use]
+#[path = "../tests/refinement/planted.rs"]
+mod planted;
+
 pub mod arena;
 pub mod boot;
 pub mod cap_space;

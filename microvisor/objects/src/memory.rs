@@ -166,8 +166,9 @@ impl<M: Machine> Kernel<M> {
         let ahead = ahead.min(frames);
         let left = frames - ahead;
         let now = left.min(ZERO_LIMIT / FRAME);
-        #[cfg(not(control = "zero"))]
-        self.arena.zero(at.add(ahead * FRAME), now * FRAME);
+        if cfg!(not(control = "zero")) {
+            self.arena.zero(at.add(ahead * FRAME), now * FRAME);
+        }
         if now < left {
             // `start` counts as used: the alignment gap before a large frame stays unused.
             self.arena.slot_mut(memory).mark = start | (ahead + now) << 32;
@@ -247,8 +248,7 @@ impl<M: Machine> Kernel<M> {
                     device: false,
                 }
             }
-            #[cfg(planted = "table-mapped")]
-            Kind::Tables => Leaf {
+            Kind::Tables if cfg!(planted = "table-mapped") => Leaf {
                 base: PhysAddr(c.object),
                 order: 12,
                 flags,

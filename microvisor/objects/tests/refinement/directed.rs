@@ -3,6 +3,7 @@
 //! Root is the actor; threads beside it share its spaces.
 
 use super::driver::{Checked, Pair};
+use super::reused::{a_stranger_in_the_same_frame, nothing_is_left_in_a_page};
 use super::world::World;
 use crate::machine::Answer;
 use microvisor_abi::cap::Role;
@@ -579,6 +580,8 @@ pub const STORIES: &[(&str, Told)] = &[
     ("what_chance_may_leave_out", what_chance_may_leave_out),
     ("without_an_iommu", without_an_iommu),
     ("devices_and_their_iommu", devices_and_their_iommu),
+    ("a_stranger_in_the_same_frame", a_stranger_in_the_same_frame),
+    ("nothing_is_left_in_a_page", nothing_is_left_in_a_page),
     ("a_frame_of_a_gibibyte", a_frame_of_a_gibibyte),
     ("as_deep_as_it_goes", as_deep_as_it_goes),
 ];

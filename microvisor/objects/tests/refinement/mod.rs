@@ -11,6 +11,7 @@ mod abstraction;
 mod directed;
 mod driver;
 mod model;
+mod reused;
 mod story;
 pub(crate) mod walker;
 #[path = "../world/mod.rs"]
