@@ -29,6 +29,7 @@ const SAFE: &[&str] = &[
     "components/console/src/lib.rs",
     "components/pci/src/lib.rs",
     "components/virtio-blk/src/lib.rs",
+    "components/nvme/src/lib.rs",
     "components/root/src/lib.rs",
     "microvisor/vcpu-state/src/lib.rs",
     "sdk/testkit/src/lib.rs",

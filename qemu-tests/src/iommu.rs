@@ -1,6 +1,6 @@
-//! Group `iommu`: a driver, its device, and what holds the device. The image of `systems/disk.toml`
-//! on machines without an IOMMU, with Intel's and with AMD's; `components/disk-probe` verifies the disk
-//! and has its driver killed amid writes. What it logs is judged here, by functions of the text that
+//! Group `iommu`: a driver, its device, and what holds the device. The images of `systems/disk.toml`
+//! (virtio) and `systems/disk-nvme.toml` on machines without an IOMMU, with Intel's and with AMD's;
+//! `components/disk-probe` verifies the disk and has its driver killed amid writes. What it logs is judged here, by functions of the text that
 //! have tests of their own, and what the disk holds afterwards is read from its file.
 
 use std::fs::{self, File};
@@ -29,34 +29,89 @@ const UNITS: usize = 4096;
 /// A machine.
 struct Kind {
     title: &'static str,
+    disk: &'static Disk,
     /// Its IOMMU, for QEMU.
     iommu: Option<&'static str>,
     /// What root says of it.
     says: &'static str,
 }
 
+const OPEN: &str = "WARN: DMA IS NOT PROTECTED";
+const VTD: &str = "intel-iommu,intremap=on";
+const BY_VTD: &str = "devices are kept to their drivers' memory by Intel VT-d";
+/// With `pt=on`, its default, it lets pass what it should translate.
+const AMDVI: &str = "amd-iommu,intremap=on,xtsup=on,pt=off";
+const BY_AMDVI: &str = "devices are kept to their drivers' memory by AMD-Vi";
+
+/// A kind of disk and its driver.
+struct Disk {
+    /// The driver's component.
+    driver: &'static str,
+    /// The file in `systems`.
+    system: &'static str,
+    /// What `pci` lists for it.
+    listed: &'static str,
+    /// For QEMU, behind the drive `disk`.
+    device: &'static str,
+}
+
+const VIRTIO: &Disk = &Disk {
+    driver: "virtio-blk",
+    system: "disk",
+    listed: "1af4:1042",
+    device: "virtio-blk-pci,drive=disk,disable-legacy=on,num-queues=2,iommu_platform=on",
+};
+
+const NVME: &Disk = &Disk {
+    driver: "nvme",
+    system: "disk-nvme",
+    listed: "class 010802",
+    device: "nvme,drive=disk,serial=1",
+};
+
 const KINDS: &[Kind] = &[
     Kind {
         title: "disk-open",
+        disk: VIRTIO,
         iommu: None,
-        says: "WARN: DMA IS NOT PROTECTED",
+        says: OPEN,
     },
     Kind {
         title: "disk-vtd",
-        iommu: Some("intel-iommu,intremap=on"),
-        says: "devices are kept to their drivers' memory by Intel VT-d",
+        disk: VIRTIO,
+        iommu: Some(VTD),
+        says: BY_VTD,
     },
     Kind {
         title: "disk-amdvi",
-        // With `pt=on`, its default, it lets pass what it should translate.
-        iommu: Some("amd-iommu,intremap=on,xtsup=on,pt=off"),
-        says: "devices are kept to their drivers' memory by AMD-Vi",
+        disk: VIRTIO,
+        iommu: Some(AMDVI),
+        says: BY_AMDVI,
+    },
+    Kind {
+        title: "nvme-open",
+        disk: NVME,
+        iommu: None,
+        says: OPEN,
+    },
+    Kind {
+        title: "nvme-vtd",
+        disk: NVME,
+        iommu: Some(VTD),
+        says: BY_VTD,
+    },
+    Kind {
+        title: "nvme-amdvi",
+        disk: NVME,
+        iommu: Some(AMDVI),
+        says: BY_AMDVI,
     },
 ];
 
 /// A machine whose probe has come to its end.
 struct Subject {
     text: String,
+    kind: &'static Disk,
     disk: PathBuf,
     kills: usize,
     says: &'static str,
@@ -68,7 +123,7 @@ const ALWAYS: &[Claim<Subject>] = &[
     }),
     (
         "a_function_goes_to_the_driver_that_the_manifest_names",
-        |s| handed_out(&s.text),
+        |s| handed_out(&s.text, s.kind),
     ),
     ("every_unit_is_read_as_it_was_written", |s| written(&s.text)),
     (
@@ -77,7 +132,7 @@ const ALWAYS: &[Claim<Subject>] = &[
     ),
     ("a_ring_that_jumps_is_told_and_goes_on", |s| jumps(&s.text)),
     ("a_driver_killed_amid_writes_loses_none", |s| {
-        kills(&s.text, s.kills)
+        kills(&s.text, s.kind, s.kills)
     }),
     ("the_disks_file_holds_what_was_written_last", |s| {
         let sum = said(
@@ -87,7 +142,7 @@ const ALWAYS: &[Claim<Subject>] = &[
         )?;
         on_file(&read_units(&s.disk)?, sum)
     }),
-    ("the_device_sends_messages", |s| messages(&s.text)),
+    ("the_device_sends_messages", |s| messages(&s.text, s.kind)),
 ];
 
 /// Where there is an IOMMU.
@@ -160,7 +215,7 @@ fn boot(
         "-drive".to_owned(),
         format!("if=none,id=disk,format=raw,file={file}"),
         "-device".to_owned(),
-        format!("virtio-blk-pci,drive=disk,disable-legacy=on,num-queues=2,{device}"),
+        device.to_owned(),
     ]);
     let machine = Machine::of(image);
     let session = machines.boot_with(title, image, &machine, |qemu| {
@@ -171,14 +226,9 @@ fn boot(
 
 fn subject(machines: &mut Machines, kind: &Kind, full: bool) -> Result<Subject> {
     let kills = if full { KILLS_FULL } else { KILLS };
-    let image = with_kills(&machines.image("disk")?, kills, true)?;
-    let (mut session, disk) = boot(
-        machines,
-        kind.title,
-        &image,
-        kind.iommu,
-        "iommu_platform=on",
-    )?;
+    let image = with_kills(&machines.image(kind.disk.system)?, kills, true)?;
+    let device = kind.disk.device;
+    let (mut session, disk) = boot(machines, kind.title, &image, kind.iommu, device)?;
     session.saw(&format!("[probe-{kills}] script "), SCRIPT)?;
     session.saw(&format!("[probe-{kills}] script ends"), 1)?;
     // The probe's name is the same in all that is judged.
@@ -187,6 +237,7 @@ fn subject(machines: &mut Machines, kind: &Kind, full: bool) -> Result<Subject> 
         .replace(&format!("[probe-{kills}] "), "[probe] ");
     Ok(Subject {
         text,
+        kind: kind.disk,
         disk,
         kills,
         says: kind.says,
@@ -195,7 +246,7 @@ fn subject(machines: &mut Machines, kind: &Kind, full: bool) -> Result<Subject> 
 
 fn refused(machines: &mut Machines) -> Result<()> {
     let image = with_kills(&machines.image("disk")?, 0, false)?;
-    let (mut session, _) = boot(machines, "disk-refused", &image, None, "iommu_platform=on")?;
+    let (mut session, _) = boot(machines, "disk-refused", &image, None, VIRTIO.device)?;
     session.saw("component virtio-blk: not started: without an IOMMU", 120)?;
     session.saw(
         "component probe-0: not started: a component that it needs is down",
@@ -210,8 +261,8 @@ fn refused(machines: &mut Machines) -> Result<()> {
 
 fn past(machines: &mut Machines) -> Result<()> {
     let image = with_kills(&machines.image("disk")?, 0, true)?;
-    let iommu = Some("intel-iommu,intremap=on");
-    let (mut session, _) = boot(machines, "disk-past", &image, iommu, "iommu_platform=off")?;
+    let device = VIRTIO.device.replace("platform=on", "platform=off");
+    let (mut session, _) = boot(machines, "disk-past", &image, Some(VTD), &device)?;
     session.saw("devices are kept to their drivers' memory", 120)?;
     session.saw("it would go past the IOMMU", 120)
 }
@@ -224,17 +275,18 @@ fn said<'a>(text: &'a str, who: &str, what: &str) -> Result<&'a str> {
         .with_context(|| format!("nobody said {start:?}"))
 }
 
-fn handed_out(text: &str) -> Result<()> {
+fn handed_out(text: &str, disk: &Disk) -> Result<()> {
+    let driver = disk.driver;
     let listed = text.lines().find_map(|line| {
         let rest = line.strip_prefix("[pci] ")?;
         let (id, _) = rest.split_once(' ')?;
         rest.trim_end()
-            .ends_with(", for virtio-blk")
+            .ends_with(&format!(", for {driver}"))
             .then_some((id, rest))
     });
-    let (id, line) = listed.context("no function is for virtio-blk")?;
-    ensure!(line.contains("1af4:1042"), "{line:?} is no virtio disk");
-    said(text, "pci", &format!("{id} goes to virtio-blk")).map(|_| ())
+    let (id, line) = listed.with_context(|| format!("no function is for {driver}"))?;
+    ensure!(line.contains(disk.listed), "{line:?} is no such disk");
+    said(text, "pci", &format!("{id} goes to {driver}")).map(|_| ())
 }
 
 fn written(text: &str) -> Result<()> {
@@ -282,7 +334,7 @@ fn jumps(text: &str) -> Result<()> {
     Ok(())
 }
 
-fn kills(text: &str, kills: usize) -> Result<()> {
+fn kills(text: &str, disk: &Disk, kills: usize) -> Result<()> {
     let line = said(text, "probe", &format!("killed {kills} times, "))?;
     let (amid, rest) = line.split_once(" amid writes, ").context("no count")?;
     let amid: usize = amid.parse()?;
@@ -293,7 +345,8 @@ fn kills(text: &str, kills: usize) -> Result<()> {
     );
     let expected = format!("attached again {kills} times: 0 of {UNITS} units wrong");
     ensure!(rest == expected, "{rest}, not {expected}");
-    let restarts = text.matches("component virtio-blk: restarted (").count();
+    let restarted = format!("component {}: restarted (", disk.driver);
+    let restarts = text.matches(&restarted).count();
     ensure!(
         restarts == kills,
         "root restarted it {restarts} times, not {kills}"
@@ -301,10 +354,11 @@ fn kills(text: &str, kills: usize) -> Result<()> {
     Ok(())
 }
 
-fn messages(text: &str) -> Result<()> {
+fn messages(text: &str, disk: &Disk) -> Result<()> {
+    let start = format!("[{}] ", disk.driver);
     let line = text
         .lines()
-        .find(|line| line.starts_with("[virtio-blk] ") && line.contains(" blocks of 512 bytes"));
+        .find(|line| line.starts_with(&start) && line.contains(" blocks of 512 bytes"));
     let line = line.context("the driver says nothing of its disk")?;
     ensure!(line.contains(" message interrupt(s)"), "{line}");
     ensure!(line.contains("2 queue(s)"), "{line}");
@@ -414,11 +468,11 @@ mod tests {
             );
             restarts + &told
         };
-        assert!(kills(&line(15, 20, 0), 20).is_ok());
-        assert!(kills(&line(14, 20, 0), 20).is_err());
-        assert!(kills(&line(20, 19, 0), 20).is_err());
-        assert!(kills(&line(20, 20, 1), 20).is_err());
-        assert!(kills("", 20).is_err());
+        assert!(kills(&line(15, 20, 0), VIRTIO, 20).is_ok());
+        assert!(kills(&line(14, 20, 0), VIRTIO, 20).is_err());
+        assert!(kills(&line(20, 19, 0), VIRTIO, 20).is_err());
+        assert!(kills(&line(20, 20, 1), VIRTIO, 20).is_err());
+        assert!(kills("", VIRTIO, 20).is_err());
     }
 
     #[test]
@@ -439,7 +493,13 @@ mod tests {
         assert!(jumps("[probe] ring jumps by 65: Done\n").is_err());
         assert!(written("[probe] wrote, flushed and read 4096 units: 1 wrong\n").is_err());
         let listed = "[pci] 00:04.0 1af4:1042 class 010000, for virtio-blk\n";
-        assert!(handed_out(listed).is_err());
-        assert!(handed_out(&format!("{listed}[pci] 00:04.0 goes to virtio-blk\n")).is_ok());
+        assert!(handed_out(listed, VIRTIO).is_err());
+        assert!(
+            handed_out(
+                &format!("{listed}[pci] 00:04.0 goes to virtio-blk\n"),
+                VIRTIO
+            )
+            .is_ok()
+        );
     }
 }

@@ -1,122 +1,43 @@
 //! The device on the machine: brought up from reset to its queues (virtio 1.2, 3.1.1).
 
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
+use block_driver::Failed;
+use block_driver::engine::{self, Broken, Full, Tag};
+use block_driver::function::{Given, pci};
+use block_driver::server;
 use idl::block::Geometry;
-use idl::pci::{Function, PciClient};
-use idl::{CallError, ConnectError};
-use sdk::abi::FRAME;
-use sdk::abi::cap::Stopped;
+use idl::requests::{Checked, Operation, Status as Ended};
 use sdk::dma::{Region, Space};
 use sdk::mmio::Registers;
 use sdk::prelude::*;
 use sdk::time;
-use virtio_block::layout::{self, Part, Place, Said, block, choose, common, geometry, status};
-use virtio_block::queue::{self, Memory, Queue};
-
-use crate::server::Token;
+use virtio_block::layout::{
+    self, Part, Place, SECTOR, Said, block, choose, common, geometry, status,
+};
+use virtio_block::queue::{self, Data, Kind, Queue};
 
 /// How long a device may take to reset.
 const RESET_MICROSECONDS: u64 = 10_000_000;
-/// Bit of the own notification for queue 0; the others follow. With [`queue_bits`].
-pub const QUEUE_BIT: u64 = 1;
-/// Bit for the IOMMU's word that it stopped the device.
-pub const STOPPED_BIT: u64 = 1 << 40;
-
-/// Queue memory. A type of its own, because neither trait nor type is this crate's.
-pub struct Shared(Region);
-
-impl Memory for Shared {
-    fn read8(&self, offset: u64) -> u8 {
-        self.0.read8(offset)
-    }
-    fn read16(&self, offset: u64) -> u16 {
-        self.0.read16(offset)
-    }
-    fn read32(&self, offset: u64) -> u32 {
-        self.0.read32(offset)
-    }
-    fn write8(&mut self, offset: u64, value: u8) {
-        self.0.write8(offset, value);
-    }
-    fn write16(&mut self, offset: u64, value: u16) {
-        self.0.write16(offset, value);
-    }
-    fn write32(&mut self, offset: u64, value: u32) {
-        self.0.write32(offset, value);
-    }
-    fn write64(&mut self, offset: u64, value: u64) {
-        self.0.write64(offset, value);
-    }
-}
 
 /// A queue and the register that announces it.
-pub struct Line {
-    pub queue: Queue<Shared, Token>,
+struct Line {
+    queue: Queue<Region, Tag>,
     notify: Registers,
     number: u16,
 }
 
-impl Line {
-    /// Tells the device to look at the queue.
-    pub fn announce(&self) {
-        self.notify.write16(0, self.number);
-    }
-}
-
 /// A device that works.
 pub struct Device {
-    pub geometry: Geometry,
-    pub queues: Vec<Line>,
-    /// The device interrupts; otherwise it has to be looked at.
-    pub interrupts: bool,
-    right: Cap<cap::Device>,
+    geometry: Geometry,
+    queues: Vec<Line>,
     common: Registers,
 }
 
-/// Why there is none.
-pub type Failed = String;
-
-fn pci<E: core::fmt::Debug>(what: &str) -> impl Fn(CallError<E, Status>) -> Failed + '_ {
-    move |error| format!("{what}: {error:?}")
-}
-
-fn core(what: &str) -> impl Fn(Status) -> Failed + '_ {
-    move |status| format!("{what}: {status:?}")
-}
-
-type Bus = PciClient<EndpointTransport>;
-
-/// The function and a connection to the one that gave it.
-pub fn open(env: &Env) -> Result<(Bus, Function, Cap<cap::Device>), Failed> {
-    loop {
-        match PciClient::connect(env.transport("pci")) {
-            Ok(bus) => {
-                let (function, right) = bus.open().map_err(pci("no function"))?;
-                return Ok((bus, function, right));
-            }
-            Err(ConnectError::Failure(idl::Failure::Transport(Status::Restarted))) => {}
-            Err(error) => return Err(format!("no bus: {error:?}")),
-        }
-    }
-}
-
 /// Maps the registers that a capability tells of.
-fn registers(bus: &Bus, place: &Place) -> Result<Registers, Failed> {
-    let first = u64::from(place.offset) / FRAME;
-    let end = (u64::from(place.offset) + u64::from(place.bytes)).div_ceil(FRAME);
-    let pages: Result<Vec<_>, Failed> = (first..end)
-        .map(|page| {
-            let given = bus.page(place.bar, page as u32);
-            given.map_err(pci("registers are not given"))
-        })
-        .collect();
-    let mapped = Registers::map(&pages?).map_err(core("registers are not mapped"))?;
-    let offset = u64::from(place.offset) - first * FRAME;
-    let part = mapped.part(offset, place.bytes.into());
-    part.ok_or_else(|| String::from("registers are not inside of their pages"))
+fn registers(given: &Given, place: &Place) -> Result<Registers, Failed> {
+    given.registers(place.bar, place.offset.into(), place.bytes.into())
 }
 
 struct Parts {
@@ -126,10 +47,13 @@ struct Parts {
     block: Registers,
 }
 
-fn parts(bus: &Bus, function: &Function) -> Result<Parts, Failed> {
+fn parts(given: &Given) -> Result<Parts, Failed> {
     let mut found: [Option<(Registers, u32)>; 3] = [None; 3];
-    for index in 0..function.vendor_capabilities {
-        let bytes = bus.vendor_capability(index).map_err(pci("capability"))?;
+    for index in 0..given.function.vendor_capabilities {
+        let bytes = given
+            .bus
+            .vendor_capability(index)
+            .map_err(pci("capability"))?;
         let Some(place) = Place::parse(&bytes.0) else {
             continue;
         };
@@ -140,7 +64,7 @@ fn parts(bus: &Bus, function: &Function) -> Result<Parts, Failed> {
         };
         // The first of each kind is the one to use (4.1.4.1).
         if slot.is_none() {
-            *slot = Some((registers(bus, &place)?, place.multiplier));
+            *slot = Some((registers(given, &place)?, place.multiplier));
         }
     }
     match found {
@@ -217,19 +141,15 @@ impl Device {
     /// Brings it up. `space` maps what it may use, `memory` is for its queues.
     pub fn start(
         env: &Env,
-        (bus, function, right): (Bus, Function, Cap<cap::Device>),
+        given: &Given,
         space: &Space,
         memory: Region,
     ) -> Result<Device, Failed> {
-        let parts = parts(&bus, &function)?;
+        let function = given.function;
+        let parts = parts(given)?;
         let common = parts.common;
         reset(common)?;
-        space.attach(right).map_err(core("it is not attached"))?;
-        if function.protected {
-            let told = env.notification().mint(Rights::SIGNAL, STOPPED_BIT);
-            let bound = told.and_then(|told| right.bind_stops(told));
-            bound.map_err(core("its stops are not heard of"))?;
-        }
+        given.attach(env, space)?;
         common.write8(common::STATUS, status::ACKNOWLEDGE);
         common.write8(common::STATUS, status::ACKNOWLEDGE | status::DRIVER);
         let features = features(common, function.protected)?;
@@ -243,74 +163,95 @@ impl Device {
             let part = part.ok_or("its queues need more memory: dma = \"2M\"")?;
             let vector = if interrupts {
                 let vector = number.min(function.vectors - 1);
-                interrupt(env, &bus, vector)?;
+                given.message(env, vector)?;
                 vector
             } else {
                 common::NO_VECTOR
             };
             queues.push(line(&parts, number, vector, part)?);
         }
-        bus.enable().map_err(pci("it may not use the bus"))?;
+        given.bus.enable().map_err(pci("it may not use the bus"))?;
         let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
         common.write8(common::STATUS, ready | status::DRIVER_OK);
         log::info!(
-            "{:02x}:{:02x}.{}: {} blocks of {} bytes{}, {} queue(s), {}, {}",
-            function.id >> 8,
-            function.id >> 3 & 31,
-            function.id & 7,
+            "{}: {} blocks of {} bytes{}, {} queue(s), {}",
+            given.place(),
             shape.blocks,
             shape.block_bytes,
             if shape.read_only { ", read-only" } else { "" },
             shape.queues,
-            match function.vectors {
-                0 => format!("no interrupts, looked at every {POLL_MICROSECONDS} us"),
-                vectors => format!("{vectors} message interrupt(s)"),
-            },
-            match function.protected {
-                true => format!("behind the IOMMU, its memory is at {:#x}", memory.bus()),
-                false => "NOT PROTECTED by an IOMMU".into(),
-            },
+            given.manner(memory.bus()),
         );
         Ok(Device {
             geometry: shape,
             queues,
-            interrupts,
-            right,
             common,
         })
     }
+}
 
-    /// It gave up.
-    pub fn is_broken(&self) -> bool {
-        let status = self.common.read8(common::STATUS);
-        status & status::NEEDS_RESET != 0 || status == 0
+impl engine::Device for Device {
+    fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
-    /// It does nothing from now on, as far as it obeys.
-    pub fn halt(&self) {
+    fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    fn has_room(&self, queue: usize) -> bool {
+        let line = self.queues.get(queue);
+        line.is_some_and(|line| line.queue.has_room())
+    }
+
+    fn submit(&mut self, queue: usize, request: &Checked, bus: u64, tag: Tag) -> Result<(), Full> {
+        let line = self.queues.get_mut(queue).ok_or(Full)?;
+        let kind = match request.operation {
+            Operation::Read => Kind::In,
+            Operation::Write => Kind::Out,
+            Operation::Flush => Kind::Flush,
+        };
+        let data = Data {
+            bus,
+            bytes: request.bytes,
+        };
+        let sector = request.block * u64::from(self.geometry.block_bytes / SECTOR);
+        line.queue.submit(kind, sector, data, tag)
+    }
+
+    fn announce(&mut self, queue: usize) {
+        if let Some(line) = self.queues.get(queue) {
+            line.notify.write16(0, line.number);
+        }
+    }
+
+    fn complete(&mut self, queue: usize) -> Result<Option<(Tag, Ended)>, Broken> {
+        let Some(line) = self.queues.get_mut(queue) else {
+            return Ok(None);
+        };
+        let done = line.queue.complete()?;
+        Ok(done.map(|done| match done.good {
+            true => (done.token, Ended::Done),
+            false => (done.token, Ended::Device),
+        }))
+    }
+
+    fn fault(&self) -> Option<&'static str> {
+        let status = self.common.read8(common::STATUS);
+        let broken = status & status::NEEDS_RESET != 0 || status == 0;
+        broken.then_some("the device gave up")
+    }
+
+    fn recover(&mut self) -> Result<(), Failed> {
+        Err("a new driver is to reset it".into())
+    }
+
+    fn halt(&mut self) {
         let _ = reset(self.common);
     }
 
-    /// What the IOMMU stopped it for.
-    pub fn stopped(&self) -> Option<Stopped> {
-        let slot = inspect(OWN, self.right.slot()).ok()?;
-        Stopped::from_word(slot.more)
-    }
-}
-
-/// How often a device without interrupts is looked at while it has requests.
-pub const POLL_MICROSECONDS: u64 = 500;
-
-/// Binds a vector to the own notification.
-fn interrupt(env: &Env, bus: &Bus, vector: u16) -> Result<(), Failed> {
-    let right = bus.interrupt(vector).map_err(pci("no interrupt"))?;
-    let bit = QUEUE_BIT << vector;
-    let to = env.notification().mint(Rights::SIGNAL, bit);
-    let bound = to.and_then(|to| right.bind(to));
-    match bound {
-        // Two queues with one vector.
-        Ok(()) | Err(Status::Busy) => Ok(()),
-        Err(status) => Err(core("an interrupt is not bound")(status)),
+    fn now(&self) -> u64 {
+        server::now()
     }
 }
 
@@ -319,7 +260,7 @@ fn line(parts: &Parts, number: u16, vector: u16, memory: Region) -> Result<Line,
     let common = parts.common;
     common.write16(common::QUEUE_SELECT, number);
     let offered = common.read16(common::QUEUE_SIZE);
-    let queue = Queue::new(Shared(memory), memory.bus(), offered);
+    let queue = Queue::new(memory, memory.bus(), offered);
     let queue = queue.ok_or_else(|| format!("queue {number} has {offered} entries"))?;
     common.write16(common::QUEUE_SIZE, queue.size());
     common.write16(common::QUEUE_VECTOR, vector);

@@ -10,11 +10,14 @@ extern crate alloc;
 
 #[cfg(target_os = "none")]
 mod device;
-#[cfg(target_os = "none")]
-mod server;
 
 #[cfg(target_os = "none")]
-sdk::entry!(server::main);
+sdk::entry!(main);
+
+#[cfg(target_os = "none")]
+fn main(env: sdk::prelude::Env) {
+    block_driver::server::main(env, device::Device::start);
+}
 
 #[cfg(not(target_os = "none"))]
 fn main() {

@@ -5,23 +5,8 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
 
-/// Memory that driver and device share. Accesses are not reordered among each other.
-pub trait Memory {
-    /// Reads a byte.
-    fn read8(&self, offset: u64) -> u8;
-    /// Reads 16 bits.
-    fn read16(&self, offset: u64) -> u16;
-    /// Reads 32 bits.
-    fn read32(&self, offset: u64) -> u32;
-    /// Writes a byte.
-    fn write8(&mut self, offset: u64, value: u8);
-    /// Writes 16 bits.
-    fn write16(&mut self, offset: u64, value: u16);
-    /// Writes 32 bits.
-    fn write32(&mut self, offset: u64, value: u32);
-    /// Writes 64 bits.
-    fn write64(&mut self, offset: u64, value: u64);
-}
+use block_driver::engine::{Broken, Full};
+use block_driver::memory::Memory;
 
 /// Most entries of a queue.
 pub const SIZE_MOST: u16 = 256;
@@ -63,14 +48,6 @@ pub struct Data {
     /// How many bytes; 0 for none.
     pub bytes: u32,
 }
-
-/// The device completed what it was not given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken;
-
-/// No slot is free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full;
 
 /// A request that ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

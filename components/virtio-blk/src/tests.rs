@@ -1,88 +1,17 @@
 //! Queues with a device that behaves, and with one that writes anything.
 
+use block_driver::engine::{Broken, Full};
+use block_driver::memory::{Memory, Plain};
 use proptest::prelude::*;
 use std::vec;
 use std::vec::Vec;
 
 use crate::layout::{self, Part, Place, Said, Unusable, choose, feature, geometry};
-use crate::queue::{BYTES, Broken, Data, Full, Kind, Memory, Queue, SIZE_MOST};
+use crate::queue::{BYTES, Data, Kind, Queue, SIZE_MOST};
 
-/// Plain memory: what tests run over.
-impl Memory for Vec<u8> {
-    fn read8(&self, offset: u64) -> u8 {
-        read::<1>(self, offset)[0]
-    }
-    fn read16(&self, offset: u64) -> u16 {
-        u16::from_le_bytes(read(self, offset))
-    }
-    fn read32(&self, offset: u64) -> u32 {
-        u32::from_le_bytes(read(self, offset))
-    }
-    fn write8(&mut self, offset: u64, value: u8) {
-        write(self, offset, [value]);
-    }
-    fn write16(&mut self, offset: u64, value: u16) {
-        write(self, offset, value.to_le_bytes());
-    }
-    fn write32(&mut self, offset: u64, value: u32) {
-        write(self, offset, value.to_le_bytes());
-    }
-    fn write64(&mut self, offset: u64, value: u64) {
-        write(self, offset, value.to_le_bytes());
-    }
-}
-
-fn read<const N: usize>(bytes: &[u8], offset: u64) -> [u8; N] {
-    let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..));
-    rest.and_then(|rest| rest.first_chunk())
-        .copied()
-        .unwrap_or([0; N])
-}
-
-fn write<const N: usize>(bytes: &mut [u8], offset: u64, value: [u8; N]) {
-    let at = usize::try_from(offset).unwrap_or(usize::MAX);
-    if let Some(place) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
-        *place = value;
-    }
-}
-
-/// Memory for a queue.
-fn plain() -> Vec<u8> {
-    vec![0; BYTES as usize]
-}
-
-/// Memory that test and queue share.
-#[derive(Clone)]
-struct Both(std::rc::Rc<std::cell::RefCell<Vec<u8>>>);
-
-impl Both {
-    fn new() -> Both {
-        Both(std::rc::Rc::new(std::cell::RefCell::new(plain())))
-    }
-}
-
-impl Memory for Both {
-    fn read8(&self, offset: u64) -> u8 {
-        self.0.borrow().read8(offset)
-    }
-    fn read16(&self, offset: u64) -> u16 {
-        self.0.borrow().read16(offset)
-    }
-    fn read32(&self, offset: u64) -> u32 {
-        self.0.borrow().read32(offset)
-    }
-    fn write8(&mut self, offset: u64, value: u8) {
-        self.0.borrow_mut().write8(offset, value);
-    }
-    fn write16(&mut self, offset: u64, value: u16) {
-        self.0.borrow_mut().write16(offset, value);
-    }
-    fn write32(&mut self, offset: u64, value: u32) {
-        self.0.borrow_mut().write32(offset, value);
-    }
-    fn write64(&mut self, offset: u64, value: u64) {
-        self.0.borrow_mut().write64(offset, value);
-    }
+/// Memory for a queue, which test and queue share.
+fn plain() -> Plain {
+    Plain::new(BUS, BYTES)
 }
 
 const BUS: u64 = 0x1000_0000;
@@ -92,7 +21,7 @@ type Descriptor = (u64, u32, u16);
 
 /// A device by the book (2.7): it follows addresses, not the driver's layout.
 struct Device {
-    memory: Both,
+    memory: Plain,
     size: u16,
     descriptors: u64,
     driver: u64,
@@ -103,7 +32,7 @@ struct Device {
 }
 
 impl Device {
-    fn new<T>(memory: Both, queue: &Queue<Both, T>) -> Device {
+    fn new<T>(memory: Plain, queue: &Queue<Plain, T>) -> Device {
         let addresses = queue.addresses();
         Device {
             memory,
@@ -152,8 +81,8 @@ impl Device {
     }
 }
 
-fn queue(size: u16) -> (Queue<Both, u32>, Device) {
-    let memory = Both::new();
+fn queue(size: u16) -> (Queue<Plain, u32>, Device) {
+    let memory = plain();
     let queue = Queue::new(memory.clone(), BUS, size).unwrap();
     let device = Device::new(memory, &queue);
     (queue, device)
