@@ -47,6 +47,52 @@ pub enum DiskError {
     Timeout,
 }
 
+/// The memory that a client shares with its disk's driver, behind the ring's page. Whoever put a request
+/// into the ring that names a part of it leaves that part alone until the answer; nothing else keeps
+/// two users apart, and mixed up data is all that can come of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Data {
+    address: u64,
+    bytes: u32,
+}
+
+impl Data {
+    /// The address of so many bytes, a multiple of 8, at an offset that is one too.
+    fn at(self, offset: u32, bytes: usize) -> Option<u64> {
+        let end = usize::try_from(offset).ok()?.checked_add(bytes)?;
+        let inside = offset >= PAGE_BYTES && end <= self.bytes as usize;
+        (inside && offset.is_multiple_of(8) && bytes.is_multiple_of(8))
+            .then_some(self.address + u64::from(offset))
+    }
+
+    /// Copies bytes in; false if they do not fit, or not in words of 8 bytes.
+    pub fn put(self, offset: u32, from: &[u8]) -> bool {
+        let Some(address) = self.at(offset, from.len()) else {
+            return false;
+        };
+        let (words, _) = from.as_chunks::<8>();
+        for (at, word) in (address..).step_by(8).zip(words) {
+            // SAFETY: inside of the mapping, which is for good, behind the ring's page, and aligned;
+            // nobody has references into it, because driver and device may change it at any time.
+            unsafe { (at as *mut u64).write_volatile(u64::from_le_bytes(*word)) }
+        }
+        true
+    }
+
+    /// Copies bytes out; false if they are not all in there, or not in words of 8 bytes.
+    pub fn get(self, offset: u32, into: &mut [u8]) -> bool {
+        let Some(address) = self.at(offset, into.len()) else {
+            return false;
+        };
+        let (words, _) = into.as_chunks_mut::<8>();
+        for (at, word) in (address..).step_by(8).zip(words) {
+            // SAFETY: as in `put`.
+            *word = unsafe { (at as *const u64).read_volatile() }.to_le_bytes();
+        }
+        true
+    }
+}
+
 /// An attached disk.
 pub struct Disk {
     transport: EndpointTransport,
@@ -133,6 +179,25 @@ impl Disk {
     /// Where data may be: offsets from, up to but not including.
     pub fn places(&self) -> (u32, u32) {
         (PAGE_BYTES, self.attached.shared_bytes)
+    }
+
+    /// The shared memory, for those who put data in it while others use the ring. It stays where it is
+    /// when the driver is another one.
+    pub fn data(&self) -> Data {
+        Data {
+            address: self.address,
+            bytes: self.attached.shared_bytes,
+        }
+    }
+
+    /// To be called when bit [`PEERS`] came: if the driver is gone, attaches to the next one, and puts
+    /// to it what was not answered. True if so.
+    pub fn look(&mut self) -> Result<bool, DiskError> {
+        let gone = self.peer.signal(1).is_err();
+        if gone {
+            self.again()?;
+        }
+        Ok(gone)
     }
 
     /// The address of `bytes` bytes at `offset`, if all of them are data.

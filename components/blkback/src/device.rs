@@ -1,0 +1,674 @@
+//! One disk of a guest: takes requests out of its rings, moves data between the guest's pages and the
+//! volume, and answers. Called by the thread that serves the guest; waits for nothing. A request that
+//! cannot go on, for want of room for data or of mappings, is gone on with when the caller says that
+//! something was released.
+
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use idl::requests::Operation;
+use sdk::sync::Mutex;
+use volume::{SECTOR, Volume};
+
+use crate::grants::{Cache, Denied, Gone, Guest};
+use crate::proto::{Kind, Outcome, PAGE, Request, SEGMENT_BYTES, Segment, Segments, Wanted};
+use crate::ring::{Broken, Granted, Journal, Response, Ring};
+
+/// How often the rings are gone through before others have their turn.
+const ROUNDS: usize = 16;
+/// Requests of one disk that are under way at most.
+const JOBS_MAX: usize = 128;
+
+/// The disk that volumes are on, and room for data between it and guests.
+pub trait Blocks {
+    /// Bytes that one request carries at most.
+    fn most(&self) -> u32;
+    /// Room for so many bytes.
+    fn reserve(&mut self, bytes: u32) -> Option<u32>;
+    /// It is of no use any more.
+    fn release(&mut self, place: u32, bytes: u32);
+    /// Puts bytes into a room.
+    fn put(&mut self, place: u32, from: &[u8]);
+    /// Takes bytes out of it.
+    fn get(&self, place: u32, into: &mut [u8]);
+    /// Submits a request; false if there is no place for it now. [`Device::complete`] tells its end.
+    fn submit(&mut self, token: Token, request: Submission) -> bool;
+}
+
+/// A request to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Submission {
+    /// What to do.
+    pub operation: Operation,
+    /// First sector of the disk.
+    pub sector: u64,
+    /// Where the data is.
+    pub place: u32,
+    /// How much.
+    pub bytes: u32,
+}
+
+/// Which part of which request of which disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Token {
+    /// The disk: its number in the store.
+    pub device: u32,
+    /// The request.
+    job: usize,
+    /// Bytes from its beginning.
+    offset: u32,
+}
+
+/// A part of a page that data is in.
+struct Part<P> {
+    page: Rc<P>,
+    /// Where in the page.
+    offset: usize,
+    /// Where in the request's data.
+    start: u32,
+    bytes: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flush {
+    Needed,
+    Sent,
+    Done,
+}
+
+struct Job<P> {
+    queue: usize,
+    number: u32,
+    id: u64,
+    operation: u8,
+    read: bool,
+    flush: Flush,
+    sector: u64,
+    parts: Vec<Part<P>>,
+    bytes: u32,
+    /// Bytes that were given to the disk, or moved.
+    next: u32,
+    in_flight: u32,
+    failed: bool,
+}
+
+/// A request that has no pages yet.
+struct Waiting {
+    queue: usize,
+    number: u32,
+    request: Request,
+}
+
+/// One ring, and by which channel its front end hears of answers.
+pub struct Queue<P, C> {
+    /// The ring.
+    pub ring: Ring<P>,
+    /// The channel.
+    pub channel: C,
+}
+
+/// What [`Device::work`] did.
+#[derive(Clone, Debug)]
+pub struct Work<C> {
+    /// The channels whose front ends want to hear of answers.
+    pub tell: Vec<C>,
+    /// It is to be called again at once: the front end is as fast as we are.
+    pub more: bool,
+}
+
+/// Why [`Device::work`] cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A ring makes no sense.
+    Broken,
+    /// There is no guest any more.
+    Gone,
+}
+
+impl From<Broken> for Fault {
+    fn from(Broken: Broken) -> Fault {
+        Fault::Broken
+    }
+}
+
+impl From<Gone> for Fault {
+    fn from(Gone: Gone) -> Fault {
+        Fault::Gone
+    }
+}
+
+/// A disk that a guest uses.
+pub struct Device<P, C> {
+    number: u32,
+    volume: Arc<Mutex<Volume>>,
+    read_only: bool,
+    queues: Vec<Queue<P, C>>,
+    cache: Cache<P>,
+    jobs: Vec<Option<Job<P>>>,
+    /// Jobs that wait for room, oldest first.
+    stuck: VecDeque<usize>,
+    /// A request that waits for mappings; none is taken meanwhile.
+    waiting: Option<Waiting>,
+    /// Requests with the disk.
+    in_flight: u32,
+    /// Its rings are not looked at any more.
+    closed: bool,
+}
+
+impl<P: Granted, C: Copy> Device<P, C> {
+    /// A disk with this number. `kept` pages stay mapped, if the guest's grants persist.
+    pub fn new(
+        number: u32,
+        volume: Arc<Mutex<Volume>>,
+        read_only: bool,
+        queues: Vec<Queue<P, C>>,
+        kept: usize,
+    ) -> Device<P, C> {
+        let read_only = read_only || volume.lock().read_only;
+        Device {
+            number,
+            volume,
+            read_only,
+            queues,
+            cache: Cache::new(kept),
+            jobs: Vec::new(),
+            stuck: VecDeque::new(),
+            waiting: None,
+            in_flight: 0,
+            closed: false,
+        }
+    }
+
+    /// Nothing of it is with the disk.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight == 0
+    }
+
+    /// The channels of its rings.
+    pub fn channels(&self) -> impl Iterator<Item = C> + '_ {
+        self.queues.iter().map(|queue| queue.channel)
+    }
+
+    /// Moves what can be moved.
+    pub fn work<G: Guest<Page = P>, J: Journal>(
+        &mut self,
+        guest: &mut G,
+        blocks: &mut impl Blocks,
+        mut journal: impl FnMut(usize) -> J,
+    ) -> Result<Work<C>, Fault> {
+        let mut tell = Vec::new();
+        if self.closed {
+            return Ok(Work { tell, more: false });
+        }
+        for _ in 0..self.stuck.len() {
+            if let Some(job) = self.stuck.pop_front() {
+                self.advance(job, guest, blocks)?;
+            }
+        }
+        for _ in 0..ROUNDS {
+            let mut any = false;
+            if let Some(waiting) = self.waiting.take() {
+                self.begin(waiting, guest, blocks)?;
+            }
+            for queue in 0..self.queues.len() {
+                any |= self.fill(queue, guest, blocks)?;
+            }
+            for (index, queue) in self.queues.iter_mut().enumerate() {
+                if queue.ring.push(&mut journal(index)) {
+                    tell.push(queue.channel);
+                }
+            }
+            if !self.takes() {
+                // For want of room: an event would be of no use, the end of a request will tell.
+                return Ok(Work { tell, more: false });
+            }
+            for queue in &mut self.queues {
+                any |= queue.ring.sleep();
+            }
+            if !any {
+                return Ok(Work { tell, more: false });
+            }
+        }
+        Ok(Work { tell, more: true })
+    }
+
+    /// Requests are taken at all.
+    fn takes(&self) -> bool {
+        self.waiting.is_none()
+            && self.stuck.is_empty()
+            && self.jobs.iter().flatten().count() < JOBS_MAX
+    }
+
+    /// Takes requests; true if there was one.
+    fn fill<G: Guest<Page = P>>(
+        &mut self,
+        index: usize,
+        guest: &mut G,
+        blocks: &mut impl Blocks,
+    ) -> Result<bool, Fault> {
+        let mut any = false;
+        while self.takes() {
+            let Some(queue) = self.queues.get_mut(index) else {
+                break;
+            };
+            let Some((number, request)) = queue.ring.take()? else {
+                break;
+            };
+            any = true;
+            let waiting = Waiting {
+                queue: index,
+                number,
+                request,
+            };
+            self.begin(waiting, guest, blocks)?;
+        }
+        Ok(any)
+    }
+
+    fn answer(&mut self, queue: usize, number: u32, response: Response) {
+        if let Some(queue) = self.queues.get_mut(queue) {
+            queue.ring.answer(number, response);
+        }
+    }
+
+    /// Begins a request, or keeps it waiting.
+    fn begin<G: Guest<Page = P>>(
+        &mut self,
+        waiting: Waiting,
+        guest: &mut G,
+        blocks: &mut impl Blocks,
+    ) -> Result<(), Fault> {
+        let Waiting {
+            queue,
+            number,
+            request,
+        } = &waiting;
+        let (queue, number) = (*queue, *number);
+        let answer = |outcome| Response {
+            id: request.id,
+            operation: request.operation,
+            outcome,
+        };
+        let outcome = match &request.wanted {
+            // Nothing of a volume is given back: it keeps what was there, which the protocol allows.
+            Wanted::Unknown | Wanted::Discard { .. } => Err(Outcome::NotSupported),
+            Wanted::Malformed => Err(Outcome::Error),
+            Wanted::Transfer {
+                kind,
+                sector,
+                segments,
+            } => match self.pages(guest, *kind, *sector, segments) {
+                Ok(parts) => Ok((*kind, *sector, parts)),
+                Err(Refusal::Outcome(outcome)) => Err(outcome),
+                Err(Refusal::Gone) => return Err(Fault::Gone),
+                Err(Refusal::Room) => {
+                    self.waiting = Some(waiting);
+                    return Ok(());
+                }
+            },
+        };
+        match outcome {
+            Err(outcome) => self.answer(queue, number, answer(outcome)),
+            Ok((kind, sector, parts)) => {
+                let job = Job {
+                    queue,
+                    number,
+                    id: request.id,
+                    operation: request.operation,
+                    read: kind == Kind::Read,
+                    flush: match kind {
+                        Kind::Flush => Flush::Needed,
+                        _ => Flush::Done,
+                    },
+                    sector,
+                    bytes: parts.iter().map(|part| part.bytes).sum(),
+                    parts,
+                    next: 0,
+                    in_flight: 0,
+                    failed: false,
+                };
+                let place = match self.jobs.iter().position(Option::is_none) {
+                    Some(place) => place,
+                    None => {
+                        self.jobs.push(None);
+                        self.jobs.len() - 1
+                    }
+                };
+                if let Some(slot) = self.jobs.get_mut(place) {
+                    *slot = Some(job);
+                }
+                self.advance(place, guest, blocks)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A request's segments, checked, and their pages.
+    fn pages<G: Guest<Page = P>>(
+        &mut self,
+        guest: &mut G,
+        kind: Kind,
+        sector: u64,
+        segments: &Segments,
+    ) -> Result<Vec<Part<P>>, Refusal> {
+        let error = Refusal::Outcome(Outcome::Error);
+        if kind != Kind::Read && self.read_only {
+            return Err(error);
+        }
+        let listed;
+        let segments = match segments {
+            Segments::Here(segments) => segments,
+            Segments::Pages(count, grants) => {
+                listed = self.listed(guest, *count, grants)?;
+                &listed
+            }
+        };
+        let mut sectors = 0;
+        for segment in segments {
+            sectors += segment.sectors().ok_or(error)?;
+        }
+        {
+            let volume = self.volume.lock();
+            let unit = u64::from(volume.block_bytes) / SECTOR;
+            let end = sector.checked_add(sectors);
+            let inside = end.is_some_and(|end| end <= volume.sectors());
+            if !inside || !sector.is_multiple_of(unit) || !sectors.is_multiple_of(unit) {
+                // A flush without data says nothing about where.
+                if !(kind == Kind::Flush && sectors == 0) {
+                    return Err(error);
+                }
+            }
+        }
+        let write = kind == Kind::Read;
+        let grants: Vec<(u32, bool)> = segments
+            .iter()
+            .map(|segment| (segment.reference, write))
+            .collect();
+        let pages = self.cache.take(guest, &grants)?;
+        let mut start = 0;
+        let part = |(page, segment): (Rc<P>, &Segment)| {
+            let bytes = segment.sectors().unwrap_or(0) as u32 * SECTOR as u32;
+            let part = Part {
+                page,
+                offset: usize::from(segment.first) * SECTOR as usize,
+                start,
+                bytes,
+            };
+            start += bytes;
+            part
+        };
+        Ok(pages.into_iter().zip(segments).map(part).collect())
+    }
+
+    /// The segments that an indirect request lists in pages: copied out, then looked at.
+    fn listed<G: Guest<Page = P>>(
+        &mut self,
+        guest: &mut G,
+        count: usize,
+        grants: &[u32],
+    ) -> Result<Vec<Segment>, Refusal> {
+        let grants: Vec<(u32, bool)> = grants.iter().map(|grant| (*grant, false)).collect();
+        let pages = self.cache.take(guest, &grants)?;
+        let mut segments = Vec::with_capacity(count);
+        for index in 0..count {
+            let per_page = PAGE / SEGMENT_BYTES;
+            let mut bytes = [0; SEGMENT_BYTES];
+            if let Some(page) = pages.get(index / per_page) {
+                page.read(index % per_page * SEGMENT_BYTES, &mut bytes);
+            }
+            segments.extend(Segment::parse(&bytes));
+        }
+        self.cache.give_back(guest, pages)?;
+        Ok(segments)
+    }
+
+    /// Gives the disk what can be given of a job, moves what is in memory, ends it if that was all.
+    fn advance<G: Guest<Page = P>>(
+        &mut self,
+        index: usize,
+        guest: &mut G,
+        blocks: &mut impl Blocks,
+    ) -> Result<(), Fault> {
+        let Some(job) = self.jobs.get_mut(index).and_then(Option::as_mut) else {
+            return Ok(());
+        };
+        let mut volume = self.volume.lock();
+        let token = Token {
+            device: self.number,
+            job: index,
+            offset: 0,
+        };
+        let mut stuck = false;
+        if job.flush == Flush::Needed {
+            let flush = Submission {
+                operation: Operation::Flush,
+                sector: 0,
+                place: 0,
+                bytes: 0,
+            };
+            if !volume.writes_disk() {
+                job.flush = Flush::Done;
+            } else if blocks.submit(token, flush) {
+                job.flush = Flush::Sent;
+                job.in_flight += 1;
+                self.in_flight += 1;
+            } else {
+                stuck = true;
+            }
+        }
+        let on_disk = match job.read {
+            true => volume.reads_disk(),
+            false => volume.writes_disk(),
+        };
+        while job.flush == Flush::Done && job.next < job.bytes && !job.failed {
+            let offset = job.next;
+            let sector = job.sector + u64::from(offset) / SECTOR;
+            if !on_disk {
+                job.failed |= job.local(&mut volume).is_err();
+                break;
+            }
+            let bytes = (job.bytes - offset).min(blocks.most());
+            let Some(sector) = volume.on_disk(sector, u64::from(bytes) / SECTOR) else {
+                job.failed = true;
+                break;
+            };
+            let Some(place) = blocks.reserve(bytes) else {
+                stuck = true;
+                break;
+            };
+            if !job.read {
+                job.gather(offset, bytes, |at, from| blocks.put(place + at, from));
+            }
+            let submission = Submission {
+                operation: match job.read {
+                    true => Operation::Read,
+                    false => Operation::Write,
+                },
+                sector,
+                place,
+                bytes,
+            };
+            if !blocks.submit(Token { offset, ..token }, submission) {
+                blocks.release(place, bytes);
+                stuck = true;
+                break;
+            }
+            job.next += bytes;
+            job.in_flight += 1;
+            self.in_flight += 1;
+        }
+        drop(volume);
+        let done = job.in_flight == 0 && !stuck;
+        if stuck {
+            self.stuck.push_back(index);
+        }
+        if done {
+            self.end(index, guest)?;
+        }
+        Ok(())
+    }
+
+    /// Answers a job and gives its pages back.
+    fn end<G: Guest<Page = P>>(&mut self, index: usize, guest: &mut G) -> Result<(), Fault> {
+        let Some(job) = self.jobs.get_mut(index).and_then(Option::take) else {
+            return Ok(());
+        };
+        let response = Response {
+            id: job.id,
+            operation: job.operation,
+            outcome: match job.failed {
+                true => Outcome::Error,
+                false => Outcome::Okay,
+            },
+        };
+        // Before the guest is told, its pages are its own again.
+        let pages = job.parts.into_iter().map(|part| part.page).collect();
+        self.cache.give_back(guest, pages)?;
+        self.answer(job.queue, job.number, response);
+        Ok(())
+    }
+
+    /// The disk answered. The room for its data is the caller's to release, afterwards. Answers are put
+    /// into the ring by the next [`Device::work`].
+    pub fn complete<G: Guest<Page = P>>(
+        &mut self,
+        token: Token,
+        request: Submission,
+        good: bool,
+        guest: &mut G,
+        blocks: &mut impl Blocks,
+    ) -> Result<(), Fault> {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if self.closed {
+            return Ok(());
+        }
+        let Some(job) = self.jobs.get_mut(token.job).and_then(Option::as_mut) else {
+            return Ok(());
+        };
+        job.in_flight = job.in_flight.saturating_sub(1);
+        job.failed |= !good;
+        if job.flush == Flush::Sent {
+            job.flush = Flush::Done;
+        } else if job.read && good {
+            let volume = self.volume.lock();
+            job.scatter(token.offset, request.bytes, |at, into| {
+                blocks.get(request.place + at, into);
+                volume.read(job.sector + u64::from(token.offset + at) / SECTOR, into);
+            });
+        }
+        // One that is stuck is gone on with in its turn.
+        if job.in_flight == 0 && !self.stuck.contains(&token.job) {
+            self.advance(token.job, guest, blocks)?;
+        }
+        Ok(())
+    }
+
+    /// The disk answered something of a device that was closed, of whose guest nothing is left.
+    pub fn drained(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// Stops looking at rings, and gives pages back. What is with the disk ends there; the disk may be
+    /// opened again when [`Device::is_idle`]. Answers the channels, to be given up, and all pages of rings.
+    pub fn close<G: Guest<Page = P>>(&mut self, guest: &mut G) -> Result<Vec<C>, Gone> {
+        self.closed = true;
+        self.stuck.clear();
+        self.waiting = None;
+        let mut outcome = Ok(());
+        for job in core::mem::take(&mut self.jobs).into_iter().flatten() {
+            let pages = job.parts.into_iter().map(|part| part.page).collect();
+            outcome = outcome.and(self.cache.give_back(guest, pages));
+        }
+        outcome = outcome.and(self.cache.clear(guest));
+        let mut channels = Vec::new();
+        for queue in core::mem::take(&mut self.queues) {
+            channels.push(queue.channel);
+            outcome = outcome.and(guest.unmap(queue.ring.into_pages()));
+        }
+        outcome.map(|()| channels)
+    }
+}
+
+enum Refusal {
+    Outcome(Outcome),
+    Room,
+    Gone,
+}
+
+impl Clone for Refusal {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl Copy for Refusal {}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Refusal {
+        match denied {
+            Denied::Grant(_) => Refusal::Outcome(Outcome::Error),
+            Denied::Room => Refusal::Room,
+            Denied::Gone => Refusal::Gone,
+        }
+    }
+}
+
+impl From<Gone> for Refusal {
+    fn from(Gone: Gone) -> Refusal {
+        Refusal::Gone
+    }
+}
+
+impl<P: Granted> Job<P> {
+    /// Calls `each` with the stretches of `bytes` bytes from `offset` on that lie in one page each: the
+    /// page, the place in it, and the place after `offset`.
+    fn stretches(&self, offset: u32, bytes: u32, mut each: impl FnMut(&P, usize, u32, usize)) {
+        let end = offset + bytes;
+        for part in &self.parts {
+            let first = part.start.max(offset);
+            let last = (part.start + part.bytes).min(end);
+            if first < last {
+                let inside = part.offset + (first - part.start) as usize;
+                each(&part.page, inside, first - offset, (last - first) as usize);
+            }
+        }
+    }
+
+    /// Takes data out of the guest's pages.
+    fn gather(&self, offset: u32, bytes: u32, mut to: impl FnMut(u32, &[u8])) {
+        let mut buffer = [0; PAGE];
+        self.stretches(offset, bytes, |page, inside, at, count| {
+            if let Some(buffer) = buffer.get_mut(..count) {
+                page.read(inside, buffer);
+                to(at, buffer);
+            }
+        });
+    }
+
+    /// Puts data into the guest's pages.
+    fn scatter(&self, offset: u32, bytes: u32, mut from: impl FnMut(u32, &mut [u8])) {
+        let mut buffer = [0; PAGE];
+        self.stretches(offset, bytes, |page, inside, at, count| {
+            if let Some(buffer) = buffer.get_mut(..count) {
+                from(at, buffer);
+                page.write(inside, buffer);
+            }
+        });
+    }
+
+    /// Moves everything between pages and memory.
+    fn local(&mut self, volume: &mut Volume) -> Result<(), volume::overlay::Full> {
+        let mut outcome = Ok(());
+        let place = |at: u32| self.sector + u64::from(at) / SECTOR;
+        if self.read {
+            self.scatter(0, self.bytes, |at, into| volume.read(place(at), into));
+        } else {
+            self.gather(0, self.bytes, |at, from| {
+                outcome = outcome.and_then(|()| volume.write(place(at), from));
+            });
+        }
+        self.next = self.bytes;
+        outcome
+    }
+}
