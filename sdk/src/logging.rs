@@ -15,6 +15,7 @@ use crate::console::{self, AttachError, Attached};
 use crate::ipc::EndpointTransport;
 use crate::memory;
 use crate::sync::Mutex;
+use crate::time;
 
 /// Bytes that wait while there is no room.
 const BACKLOG: usize = 8192;
@@ -133,6 +134,18 @@ pub(crate) fn init() {
 /// Writes what waits as far as there is room: a component calls it when its console woke it.
 pub fn flush() {
     LINES.lock().flush();
+}
+
+/// Waits until the console has shown every line. A log drops lines while its console is slow, and its
+/// last ones stay until there is another one: whoever says something that must be seen, and then
+/// nothing more, waits. Never ends if there is no console any more.
+pub fn drain() {
+    while !drained() {
+        flush();
+        let pause = time::microseconds(1000);
+        // It fails only without memory for a notification; then this is a short loop.
+        let _ = time::sleep_until(time::now().saturating_add(pause));
+    }
 }
 
 /// True if nothing waits: neither here nor in the ring.

@@ -10,19 +10,11 @@ pub fn claim(name: &str, outcome: Result<impl Display, impl Display>) {
         Ok(what) => log::info!("claim holds: {name} ({what})"),
         Err(why) => log::info!("claim fails: {name} ({why})"),
     }
-    drain();
+    sdk::logging::drain();
 }
 
 /// An outcome: what was tried, or what was wrong.
 pub type Outcome = Result<String, String>;
-
-/// Waits until the log is with the console.
-pub fn drain() {
-    while !sdk::logging::drained() {
-        sdk::logging::flush();
-        pause(1000);
-    }
-}
 
 /// Sleeps so many microseconds.
 pub fn pause(microseconds: u64) {

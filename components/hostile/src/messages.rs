@@ -295,7 +295,7 @@ pub fn flood(env: &Env) {
         other => panic!("no place at the console: {:?}", other.err()),
     };
     log::info!("begins to signal");
-    crate::claim::drain();
+    sdk::logging::drain();
     let mut signals = 0u64;
     loop {
         let end = crate::claim::after(2000);

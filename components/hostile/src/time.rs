@@ -10,7 +10,7 @@ const LOOP: u64 = 15_000;
 /// Plays the role.
 pub fn spin(_env: &Env) {
     log::info!("begins to loop");
-    crate::claim::drain();
+    sdk::logging::drain();
     loop {
         let end = crate::claim::after(LOOP);
         while sdk::time::now() < end {

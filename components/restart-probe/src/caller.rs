@@ -65,6 +65,8 @@ pub fn run(env: &Env) {
         Ok(()) => log::info!("script ends"),
         Err(why) => log::info!("script stops: {why}"),
     }
+    // On a slow line the console shows the last lines long after they were said.
+    sdk::logging::drain();
 }
 
 fn patience() -> u64 {
