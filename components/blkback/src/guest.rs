@@ -113,7 +113,7 @@ pub fn serve(hub: &Hub, seat: usize) {
             served.look();
         }
         more = served.work();
-        if served.disks.is_empty() && bits & (STORE_BIT | GONE_BIT) != 0 {
+        if served.disks.is_empty() {
             served.leave();
         }
     }
