@@ -324,7 +324,7 @@ fn whole_page(bus: u64) -> Option<Pages> {
     })
 }
 
-/// What a request's end is to clients (4.6.1.2, and the NVM command set's own codes).
+/// What a request's end is to clients (3.3.3.2.1, and the NVM command set's own codes).
 fn ended(outcome: Outcome) -> Ended {
     match outcome.0 {
         0 => Ended::Done,

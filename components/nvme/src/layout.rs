@@ -24,7 +24,7 @@ pub mod register {
     pub const ASQ: u64 = 0x28;
     /// Address of the admin completion queue, 64 bits.
     pub const ACQ: u64 = 0x30;
-    /// How long the controller may take to become ready, where [`CAP`] says that it tells (3.1.3.22).
+    /// How long the controller may take to become ready, where [`CAP`] says that it tells (3.1.3).
     pub const CRTO: u64 = 0x68;
     /// Where the doorbells begin (NVMe over PCIe transport 1.0, 3.1.2).
     pub const DOORBELLS: u64 = 0x1000;

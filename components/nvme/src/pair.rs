@@ -1,4 +1,4 @@
-//! A submission queue and its completion queue (3.3.1, 4.2, 4.6). A command's identity is its slot and
+//! A submission queue and its completion queue (3.3.1, 3.3.3). A command's identity is its slot and
 //! how often the slot was used, so that a completion that comes twice is known for what it is. What the
 //! controller writes is read once; one that completes what it was not given is [`Broken`].
 
@@ -39,7 +39,7 @@ pub struct Command {
     pub words: [u32; 3],
 }
 
-/// How a command ended: status code (bits 7-0) and its type (bits 10-8), 4.6.1.
+/// How a command ended: status code (bits 7-0) and its type (bits 10-8), 3.3.3.2.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome(pub u16);
 
@@ -90,7 +90,7 @@ impl<M: Memory, T> Pair<M, T> {
         for offset in (0..LISTS).step_by(8) {
             memory.write64(offset, 0);
         }
-        // One entry stays free: a full queue would look like an empty one (3.3.1.5).
+        // One entry stays free: a full queue would look like an empty one (3.3.1).
         let count = entries - 1;
         let slots = (0..count).map(|_| Slot {
             uses: 0,
