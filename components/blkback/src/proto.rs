@@ -255,7 +255,11 @@ pub fn parse(abi: Abi, bytes: &[u8; REQUEST_BYTES]) -> Request {
     };
     Request {
         id,
-        operation,
+        // Front ends expect the operation that was listed, not that it was listed.
+        operation: match operation {
+            op::INDIRECT => second,
+            direct => direct,
+        },
         wanted,
     }
 }

@@ -92,8 +92,12 @@ pub struct Ring<P> {
 
 impl<P: Granted> Ring<P> {
     /// A ring in these pages, as far as an earlier back end came: what it took and did not answer is
-    /// taken again. With fresh pages that is nothing.
-    pub fn open(pages: Vec<P>, abi: Abi, journal: &mut impl Journal) -> Result<Ring<P>, Broken> {
+    /// taken again. With fresh pages that is nothing. The pages come back if they are no ring.
+    pub fn open(
+        pages: Vec<P>,
+        abi: Abi,
+        journal: &mut impl Journal,
+    ) -> Result<Ring<P>, (Broken, Vec<P>)> {
         let entries = abi.entries(pages.len());
         let mut ring = Ring {
             pages,
@@ -103,20 +107,28 @@ impl<P: Granted> Ring<P> {
             answered: 0,
             open: VecDeque::new(),
         };
-        if entries == 0 {
+        match ring.go_on(journal) {
+            Ok(()) => Ok(ring),
+            Err(broken) => Err((broken, ring.pages)),
+        }
+    }
+
+    /// Finds out how far the back end before came.
+    fn go_on(&mut self, journal: &mut impl Journal) -> Result<(), Broken> {
+        if self.entries == 0 {
             return Err(Broken);
         }
-        ring.answered = ring.load(RSP_PROD);
+        self.answered = self.load(RSP_PROD);
         if let Some((first, answers)) = journal.pending() {
             // Only for the ring that it was noted for: the counter still stands there.
-            if first == ring.answered && answers.len() as u32 <= ring.asked()? {
-                ring.put(&answers);
+            if first == self.answered && answers.len() as u32 <= self.asked()? {
+                self.put(&answers);
             }
             journal.done();
         }
-        ring.asked()?;
-        ring.taken = ring.answered;
-        Ok(ring)
+        self.asked()?;
+        self.taken = self.answered;
+        Ok(())
     }
 
     fn load(&self, offset: usize) -> u32 {

@@ -344,8 +344,12 @@ impl Vbd {
         drop(notes);
         self.notes.push((place, key));
         let mut note = Note::at(hub.kept, place, key);
-        let Ok(ring) = Ring::open(pages, abi, &mut note) else {
-            return Err(Refused::Says("its ring's counters make no sense".into()));
+        let ring = match Ring::open(pages, abi, &mut note) {
+            Ok(ring) => ring,
+            Err((_, pages)) => {
+                side.unmap(pages)?;
+                return Err(Refused::Says("its ring's counters make no sense".into()));
+            }
         };
         match side.peer.bind(port) {
             Ok(channel) => Ok(Queue { ring, channel }),

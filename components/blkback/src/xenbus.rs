@@ -71,6 +71,8 @@ pub fn step(back: State, front: State, serving: bool, failed: bool) -> Step {
         State::Initialising | State::InitWait => match back {
             _ if serving => Step::Part(State::Closed),
             State::InitWait => Step::Stay,
+            // It is told that nothing comes of this, and has to part.
+            State::Closing if failed => Step::Stay,
             _ => Step::Offer,
         },
         State::Initialised | State::Connected => match back {

@@ -309,7 +309,13 @@ impl Bench {
             .collect();
         let pages = self.guest.map(&grants).unwrap();
         let pages = pages.into_iter().map(Result::unwrap).collect();
-        let ring = Ring::open(pages, self.shape.abi, &mut self.note())?;
+        let ring = match Ring::open(pages, self.shape.abi, &mut self.note()) {
+            Ok(ring) => ring,
+            Err((broken, pages)) => {
+                self.guest.unmap(pages).unwrap();
+                return Err(broken);
+            }
+        };
         let base = Base::Disk(Extent {
             first: FIRST,
             sectors: SECTORS,

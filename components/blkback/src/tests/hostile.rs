@@ -37,6 +37,7 @@ fn a_ring_that_was_broken_before_is_not_opened() {
     bench.counter(8, 100);
     bench.counter(0, 99);
     assert!(bench.open().is_err());
+    assert_eq!(bench.mapped(), 0);
 }
 
 proptest! {
