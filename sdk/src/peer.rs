@@ -239,6 +239,17 @@ impl Peer {
         Ok(pages)
     }
 
+    /// Maps the frame of a grant into the own space. The frame has then its one mapping: whoever maps it
+    /// elsewhere too takes a copy.
+    pub fn page(&mut self, mapped: Mapped, write: bool) -> Result<Page, Status> {
+        let flags = if write { READ_WRITE } else { READ };
+        Ok(Page {
+            handle: mapped.handle,
+            address: window::place(mapped.frame, flags)?,
+            write,
+        })
+    }
+
     /// Ends mappings that [`Peer::map_pages`] made.
     pub fn unmap_pages(&mut self, pages: Vec<Page>) -> Result<(), Error> {
         let handles: Vec<u32> = pages.iter().map(|page| page.handle).collect();

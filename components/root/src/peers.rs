@@ -42,6 +42,24 @@ pub fn more_than_served(manifest: &Manifest, index: usize) -> bool {
     all(manifest, index).len() > PEERS_MAX
 }
 
+/// Whether a guest is its own driver domain, through whomever: the VMMs of such guests could wait for each
+/// other for ever, so none of them is let use another's grants.
+pub fn drives_itself(manifest: &Manifest, index: usize) -> bool {
+    let mut reached = Vec::new();
+    let mut next = Vec::from([index]);
+    while let Some(guest) = next.pop() {
+        for caller in all(manifest, guest) {
+            if let Caller::Guest(driver) = caller
+                && !reached.contains(&driver)
+            {
+                reached.push(driver);
+                next.push(driver);
+            }
+        }
+    }
+    reached.contains(&index)
+}
+
 fn all(manifest: &Manifest, index: usize) -> Vec<Caller> {
     let mut callers = Vec::new();
     let Some(guest) = manifest.guests.get(index) else {
@@ -134,6 +152,18 @@ mod tests {
         for guest in [0, 2, 99] {
             assert_eq!(callers(&manifest(), guest), []);
         }
+    }
+
+    #[test]
+    fn guests_that_drive_each_other_in_a_circle_are_found() {
+        let mut manifest = manifest();
+        assert!((0..4).all(|guest| !drives_itself(&manifest, guest)));
+        manifest.guests[2].drivers.push("plain".into());
+        manifest.guests[0].drivers.push("served".into());
+        let circle: Vec<_> = (0..4)
+            .filter(|guest| drives_itself(&manifest, *guest))
+            .collect();
+        assert_eq!(circle, [0, 2, 3]);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use sdk::time;
 use vmm_guest::ram::Word;
 use x86_platform::lookaside::Lookaside;
 use xen_abi::{
-    Env, LegacyLine, LinkId, MapError, ServiceId, ShutdownReason, SpecialFrame, Upcall, VcpuStart,
+    Env, Errno, GrantToken, LegacyLine, LinkId, MapError, ServiceId, ShutdownReason, SpecialFrame,
+    Upcall, VcpuStart,
 };
 
 use crate::map::Removed;
@@ -108,7 +109,41 @@ impl Env for Effects<'_> {
     }
 
     fn channel_event(&mut self, link: LinkId, channel: u16) {
-        self.shared.channel_event(link, channel);
+        if !self.shared.channel_event(link, channel) {
+            self.shared.foreign.lock().send(link, channel);
+        }
+    }
+
+    fn reaches(&mut self, domid: u16) -> bool {
+        self.shared.foreign.lock().reach(domid).is_some()
+    }
+
+    fn grant_open(&mut self, domid: u16, reference: u32, write: bool) -> Result<GrantToken, i16> {
+        self.shared.foreign.lock().open(domid, reference, write)
+    }
+
+    fn grant_place(&mut self, token: GrantToken, gfn: u64) -> bool {
+        self.shared.foreign.lock().place(self.shared, token, gfn)
+    }
+
+    fn grant_read(&mut self, token: GrantToken, offset: usize, into: &mut [u8]) -> bool {
+        self.shared.foreign.lock().read(token, offset, into)
+    }
+
+    fn grant_write(&mut self, token: GrantToken, offset: usize, from: &[u8]) -> bool {
+        self.shared.foreign.lock().write(token, offset, from)
+    }
+
+    fn grant_close(&mut self, token: GrantToken) {
+        self.shared.foreign.lock().close(self.shared, token);
+    }
+
+    fn bind_remote(&mut self, domid: u16, port: u32, local: u32) -> Result<(LinkId, u16), Errno> {
+        self.shared.foreign.lock().bind(domid, port, local)
+    }
+
+    fn channel_closed(&mut self, link: LinkId, channel: u16) {
+        self.shared.foreign.lock().unbind(link, channel);
     }
 
     fn shutdown(&mut self, reason: ShutdownReason) {

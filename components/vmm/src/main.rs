@@ -14,6 +14,8 @@ extern crate alloc;
 #[cfg(target_os = "none")]
 mod env;
 #[cfg(target_os = "none")]
+mod foreign;
+#[cfg(target_os = "none")]
 mod map;
 #[cfg(target_os = "none")]
 mod peers;

@@ -4,6 +4,7 @@
 //! Called under its lock by whichever vCPU thread makes the hypercall. While a 2 MiB mapping is
 //! being cut, other vCPUs fault on it and try again (see `vcpu::mmio`): nothing is lost.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use sdk::abi::cap::Map;
@@ -49,6 +50,8 @@ pub struct GuestMap {
     gfn_end: u64,
     chunks: Vec<Chunk>,
     special: Vec<Cap<cap::Frame>>,
+    /// Pages of other guests, by where they are.
+    foreign: BTreeMap<u64, Cap<cap::Frame>>,
 }
 
 fn chunk_address(index: usize) -> u64 {
@@ -81,6 +84,7 @@ impl GuestMap {
             gfn_end: (1u64 << bits.clamp(32, 52)) / PAGE,
             chunks,
             special,
+            foreign: BTreeMap::new(),
         })
     }
 
@@ -135,6 +139,53 @@ impl GuestMap {
             .inspect_err(|_| slots::give_back(slot))
     }
 
+    /// Maps a page of another guest at `gfn` in place of what is there: the copy that is mapped.
+    pub fn place(
+        &mut self,
+        ram: &Ram,
+        frame: Cap<cap::Frame>,
+        gfn: u64,
+        write: bool,
+    ) -> Result<Cap<cap::Frame>, MapError> {
+        if gfn >= self.gfn_end || gfn == apic::BASE_ADDRESS / PAGE {
+            return Err(MapError::OutOfRange);
+        }
+        let flags = if write {
+            Map::READ | Map::WRITE
+        } else {
+            Map::READ
+        };
+        // A copy: the frame may be mapped in our own space as well. It goes with the frame.
+        let copy = frame.copy(Rights::ALL).map_err(|_| MapError::NoMemory)?;
+        let removed = self.remove(ram, gfn);
+        let mapped = removed.and_then(|_| {
+            memory::map_into(memory::own(), self.space, copy, gfn * PAGE, flags)
+                .map_err(|_| MapError::NoMemory)
+        });
+        match mapped {
+            Ok(()) => {
+                self.foreign.insert(gfn, copy);
+            }
+            Err(_) => {
+                slots::discard(copy);
+                if removed == Ok(Removed::Ram) {
+                    // What was there comes back; its tables exist.
+                    let _ = self.populate(ram, gfn, false);
+                }
+            }
+        }
+        mapped.map(|()| copy)
+    }
+
+    /// Takes another guest's page out, if it is still there: the guest may have put something else
+    /// in its place.
+    pub fn take_out(&mut self, copy: Cap<cap::Frame>, gfn: u64) {
+        if self.foreign.get(&gfn) == Some(&copy) {
+            self.foreign.remove(&gfn);
+            slots::discard(copy);
+        }
+    }
+
     fn map_page(&self, frame: Cap<cap::Frame>, gfn: u64) -> Result<(), MapError> {
         memory::map_into(memory::own(), self.space, frame, gfn * PAGE, GUEST).map_err(|status| {
             log::warn!("guest frame {gfn:#x} not mapped: {status:?}");
@@ -152,6 +203,10 @@ impl GuestMap {
                 unmapped(frame.unmap(), gfn);
             }
             ram.set_special(index, None);
+            return Ok(Removed::Special);
+        }
+        if let Some(copy) = self.foreign.remove(&gfn) {
+            slots::discard(copy);
             return Ok(Removed::Special);
         }
         if !ram.is_plain(gfn) {
@@ -208,7 +263,7 @@ impl GuestMap {
     /// Puts RAM back at a guest frame where it belongs, zeroed if asked. Answers false if
     /// something is mapped there: it stays.
     pub fn populate(&mut self, ram: &Ram, gfn: u64, zero: bool) -> Result<bool, MapError> {
-        if ram.is_plain(gfn) || ram.special_of(gfn).is_some() {
+        if ram.is_plain(gfn) || ram.special_of(gfn).is_some() || self.foreign.contains_key(&gfn) {
             return Ok(false);
         }
         if !ram.belongs(gfn) {

@@ -267,10 +267,12 @@ impl PeerServer for Peers {
 }
 
 impl Shared {
-    /// The guest sent an event to a channel of this connection.
-    pub fn channel_event(&self, link: LinkId, channel: u16) {
-        if let Some(outlet) = self.outlets.get(usize::from(link.0)) {
+    /// The guest sent an event to a channel of this connection; false if it is not one of callers'.
+    pub fn channel_event(&self, link: LinkId, channel: u16) -> bool {
+        let outlet = self.outlets.get(usize::from(link.0));
+        if let Some(outlet) = outlet {
             outlet.send(channel);
         }
+        outlet.is_some()
     }
 }

@@ -22,6 +22,7 @@ use vmm_guest::ram::Ram;
 use vmm_guest::store::StoreRing;
 
 use crate::env::{CONSOLE, STORE};
+use crate::foreign::Foreign;
 use crate::map::GuestMap;
 use crate::peers::{self, Outlet, Peers};
 use crate::service::{self, Service, StoreServer};
@@ -180,6 +181,7 @@ fn start(env: &Env) -> Result<Service, StartError> {
             Some(peers) => Outlet::all(peers).map_err(core_error("pages shared with backends"))?,
             None => Box::default(),
         },
+        foreign: Mutex::new(Foreign::new(env.wire("peers"), service)),
         lines: Mutex::new(Lines::new()),
         vendor: if env.machine.features & feature::SVM != 0 {
             Vendor::Amd

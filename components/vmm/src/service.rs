@@ -140,6 +140,13 @@ impl Service {
                     peers.lost();
                 }
             }
+            if bits & PEERS != 0 {
+                shared.foreign.lock().lost();
+            }
+            if bits & service::FOREIGN != 0 {
+                let mut domain = shared.domain.lock();
+                shared.foreign.lock().woken(bits, shared, &mut domain);
+            }
             if bits & service::STOPPED != 0
                 && let Some(reason) = shared.stop.reason()
             {

@@ -1,6 +1,6 @@
 //! What the threads of a VMM share: the Xen domain, the guest's memory, and a mailbox per vCPU.
 //!
-//! Locks: `domain`, then `map`; never the other way round. Both are the sdk's mutexes, which block
+//! Locks: `domain`, then `foreign`, then `map`; never the other way round. All are the sdk's mutexes, which block
 //! their waiters, because the service thread runs on a vCPU's CPU with another priority. Mailboxes take no lock, so that an interrupt between vCPUs never waits for a
 //! hypercall.
 
@@ -12,6 +12,7 @@ use sdk::sync::Mutex;
 use x86_platform::apic::{Delivery, Ipi, Route};
 use xen_abi::{Domain, VcpuStart};
 
+use crate::foreign::Foreign;
 use crate::map::GuestMap;
 use crate::peers::Outlet;
 use crate::stop::Stop;
@@ -120,6 +121,8 @@ pub struct Shared {
     pub service: Cap<cap::Notification>,
     /// Where events for those go who use the guest's grants and event channels.
     pub outlets: Box<[Outlet]>,
+    /// Other guests' grants and event channels.
+    pub foreign: Mutex<Foreign>,
     /// Lines of the guest that go to the log.
     pub lines: Mutex<vmm_guest::console::Lines>,
     /// Which instruction this CPU's guests call with.
@@ -147,7 +150,15 @@ pub mod service {
     pub const fn peer(caller: usize) -> u64 {
         PEER << caller
     }
-    const _: () = assert!(peer(sdk::startup::PEERS_MAX - 1) < sdk::startup::DOMAINS);
+
+    /// The bits of all connections to other guests' VMMs.
+    pub const FOREIGN: u64 = foreign(sdk::startup::PEERS_MAX) - foreign(0);
+
+    /// The bit of a connection to another guest's VMM, by its place.
+    pub const fn foreign(place: usize) -> u64 {
+        peer(sdk::startup::PEERS_MAX + place)
+    }
+    const _: () = assert!(foreign(sdk::startup::PEERS_MAX - 1) < sdk::startup::DOMAINS);
 }
 
 impl Shared {

@@ -8,6 +8,7 @@ use crate::config::{Config, ConfigError};
 use crate::env::{Env, ShutdownReason};
 use crate::errno::Errno;
 use crate::event::Ports;
+use crate::foreign::Foreign;
 use crate::grant::GrantTable;
 use crate::hvm::{PARAMETERS, initial_parameters};
 use crate::memory::{GuestMemory, SpecialFrame};
@@ -62,6 +63,8 @@ pub struct Domain {
     pub(crate) callback: Callback,
     pub(crate) shared_info_gfn: Option<u64>,
     pub(crate) grants: GrantTable,
+    /// Other domains' grants that this one uses.
+    pub(crate) foreign: Foreign,
     pub(crate) watchdogs: Watchdogs,
     pub(crate) shutdown_code: Option<u8>,
     pub(crate) shut_down: bool,
@@ -101,6 +104,7 @@ impl Domain {
             callback: Callback::None,
             shared_info_gfn: None,
             grants: GrantTable::new(config.grant_frames),
+            foreign: Foreign::default(),
             watchdogs: Watchdogs::default(),
             shutdown_code: None,
             shut_down: false,

@@ -1,6 +1,7 @@
 //! What a domain may cause outside itself: implemented by the VMM, by a recorder in host tests.
 //! Nothing here may call back into the [`crate::Domain`].
 
+use crate::errno::Errno;
 use crate::memory::SpecialFrame;
 
 /// What a translation is for.
@@ -55,6 +56,10 @@ pub struct ServiceId(pub u32);
 /// other end of its grants and event channels. The VMM numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LinkId(pub u16);
+
+/// Names a grant of another domain that the VMM has in use for this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GrantToken(pub u64);
 
 /// A level-triggered line that `HVM_PARAM_CALLBACK_IRQ` may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,6 +180,53 @@ pub trait Env {
 
     /// The domain's port that is this channel of a connection was sent to.
     fn channel_event(&mut self, link: LinkId, channel: u16);
+
+    /// Whether the domain may use another one's grants and ports, being its driver domain. What
+    /// follows is asked only of those. The defaults are of a domain that is nobody's.
+    fn reaches(&mut self, _domid: u16) -> bool {
+        false
+    }
+
+    /// Begins to use a grant of another domain; its status (`GNTST_*`) if it is refused.
+    fn grant_open(
+        &mut self,
+        _domid: u16,
+        _reference: u32,
+        _write: bool,
+    ) -> Result<GrantToken, i16> {
+        Err(crate::grant::status::BAD_DOMAIN)
+    }
+
+    /// Puts a grant's page at guest frame `gfn`, in place of what is there.
+    fn grant_place(&mut self, _token: GrantToken, _gfn: u64) -> bool {
+        false
+    }
+
+    /// Reads from a grant's page.
+    fn grant_read(&mut self, _token: GrantToken, _offset: usize, _into: &mut [u8]) -> bool {
+        false
+    }
+
+    /// Writes to a grant's page.
+    fn grant_write(&mut self, _token: GrantToken, _offset: usize, _from: &[u8]) -> bool {
+        false
+    }
+
+    /// Ends the use; the page is nowhere in the guest's map any more.
+    fn grant_close(&mut self, _token: GrantToken) {}
+
+    /// Binds another domain's port, which waits for this domain, to the own port `local`.
+    fn bind_remote(
+        &mut self,
+        _domid: u16,
+        _port: u32,
+        _local: u32,
+    ) -> Result<(LinkId, u16), Errno> {
+        Err(Errno::Srch)
+    }
+
+    /// The guest closed its port of a channel.
+    fn channel_closed(&mut self, _link: LinkId, _channel: u16) {}
 
     /// The domain shut down. Every vCPU must stop before its next instruction.
     fn shutdown(&mut self, reason: ShutdownReason);

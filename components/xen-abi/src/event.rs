@@ -190,12 +190,18 @@ impl Domain {
             }
             op::BIND_INTERDOMAIN => {
                 let mut bytes: [u8; 12] = caller.fetch(argument)?;
-                match bytes.u16_at(0) {
+                let remote = bytes.u32_at(4);
+                let port = match bytes.u16_at(0) {
                     // None of domain 0's ports is for this domain.
                     SYSTEM => return Err(Errno::Inval),
-                    domid => self.require_self(domid)?,
-                }
-                let port = self.bind_loop(bytes.u32_at(4), caller.memory, caller.env)?;
+                    domid if self.require_self(domid).is_err() && caller.env.reaches(domid) => {
+                        self.bind_remote(domid, remote, caller.memory, caller.env)?
+                    }
+                    domid => {
+                        self.require_self(domid)?;
+                        self.bind_loop(remote, caller.memory, caller.env)?
+                    }
+                };
                 bytes.put(8, &port.to_le_bytes());
                 caller.write(argument, &bytes).map(|()| 0)
             }
@@ -221,7 +227,7 @@ impl Domain {
             }
             op::CLOSE => {
                 let port = caller.fetch_u32(argument)?;
-                self.close_port(port, caller.memory).map(|()| 0)
+                self.close_port(port, caller.memory, caller.env).map(|()| 0)
             }
             op::STATUS => self.port_status(caller, argument),
             op::BIND_VCPU => {
@@ -242,7 +248,7 @@ impl Domain {
                     return Err(Errno::Busy);
                 }
                 for port in 1..self.ports.valid() {
-                    let _ = self.close_port(port, caller.memory);
+                    let _ = self.close_port(port, caller.memory, caller.env);
                 }
                 Ok(0)
             }
@@ -429,6 +435,31 @@ impl Domain {
         Ok(local)
     }
 
+    /// Binds a port of another domain. As in Xen, a full table answers first, and what was sent before
+    /// is not lost.
+    fn bind_remote<M: GuestMemory, E: Env>(
+        &mut self,
+        remote: u16,
+        port: u32,
+        memory: &M,
+        env: &mut E,
+    ) -> Result<u32, Errno> {
+        let local = self.allocate_port(Binding::Unbound { remote }, 0)?;
+        let bound = env
+            .bind_remote(remote, port, local)
+            .and_then(|(link, channel)| self.bind_channel(local, remote, link, channel));
+        match bound {
+            Ok(()) => {
+                self.set_pending(local, 0, memory, env);
+                Ok(local)
+            }
+            Err(error) => {
+                self.ports.release(local);
+                Err(error)
+            }
+        }
+    }
+
     fn bind_virq(&mut self, virq: u32, vcpu: u32) -> Result<u32, Errno> {
         let global = virq_is_global(virq).ok_or(Errno::Inval)?;
         if global && vcpu != 0 {
@@ -465,7 +496,12 @@ impl Domain {
         }
     }
 
-    fn close_port<M: GuestMemory>(&mut self, port: u32, memory: &M) -> Result<(), Errno> {
+    fn close_port<M: GuestMemory, E: Env>(
+        &mut self,
+        port: u32,
+        memory: &M,
+        env: &mut E,
+    ) -> Result<(), Errno> {
         let &Port { binding, vcpu } = self.ports.get(port).ok_or(Errno::Inval)?;
         match binding {
             Binding::Free | Binding::Reserved => return Err(Errno::Inval),
@@ -483,12 +519,8 @@ impl Domain {
                     other.binding = Binding::Unbound { remote };
                 }
             }
-            // The other end finds out when it next uses the channel.
-            Binding::Channel { .. }
-            | Binding::Unbound { .. }
-            | Binding::Service(_)
-            | Binding::Pirq(_)
-            | Binding::Ipi => {}
+            Binding::Channel { link, channel, .. } => env.channel_closed(link, channel),
+            Binding::Unbound { .. } | Binding::Service(_) | Binding::Pirq(_) | Binding::Ipi => {}
         }
         self.ports.release(port);
         let layout = Layout::of(self.width);

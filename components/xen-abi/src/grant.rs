@@ -1,6 +1,6 @@
-//! `grant_table_op`, version 1 (`public/grant_table.h`): set-up of the table, copies within the
-//! domain, and refusals for domains that are not there. Other domains come with the issue that
-//! brings backends.
+//! `grant_table_op`, version 1 (`public/grant_table.h`): set-up of the table, copies, and refusals for
+//! domains that are not there. What others use of this table is in `granted.rs`, what this domain uses of
+//! theirs in `foreign.rs`.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -10,6 +10,7 @@ use crate::access::{Caller, Fields, Reply};
 use crate::domain::{DOMID_SELF, Domain, SYSTEM};
 use crate::env::Env;
 use crate::errno::Errno;
+use crate::foreign::Place;
 use crate::granted::Pins;
 use crate::memory::{GuestMemory, SpecialFrame};
 
@@ -33,6 +34,7 @@ pub(crate) mod status {
     pub const BAD_GNTREF: i16 = -3;
     pub const BAD_HANDLE: i16 = -4;
     pub const BAD_VIRT_ADDR: i16 = -5;
+    pub const NO_DEVICE_SPACE: i16 = -7;
     pub const PERMISSION_DENIED: i16 = -8;
     pub const BAD_PAGE: i16 = -9;
     pub const BAD_COPY_ARG: i16 = -10;
@@ -263,12 +265,11 @@ impl Domain {
             let result = match command {
                 op::MAP_GRANT_REF => {
                     let bytes: [u8; 20] = caller.fetch(at)?;
-                    self.map_grant(bytes.u32_at(8), bytes.u32_at(12), bytes.u16_at(16))
+                    self.map_grant(caller, at, &bytes)?
                 }
-                // Nothing is ever mapped.
                 op::UNMAP_GRANT_REF => {
-                    let _: [u8; 22] = caller.fetch(at)?;
-                    status::BAD_HANDLE
+                    let bytes: [u8; 22] = caller.fetch(at)?;
+                    self.unmap_foreign(caller.env, bytes.u64_at(0), bytes.u32_at(16))
                 }
                 op::SWAP_GRANT_REF => {
                     let bytes: [u8; 8] = caller.fetch(at)?;
@@ -281,7 +282,33 @@ impl Domain {
         Ok(0)
     }
 
-    fn map_grant(&self, flags: u32, reference: u32, domid: u16) -> i16 {
+    fn map_grant<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        at: u64,
+        bytes: &[u8; 20],
+    ) -> Result<i16, Errno> {
+        let (flags, reference) = (bytes.u32_at(8), bytes.u32_at(12));
+        let domid = bytes.u16_at(16);
+        let refused = self.refuse_map(flags, reference, domid);
+        if refused != status::BAD_DOMAIN || !caller.env.reaches(domid) {
+            return Ok(refused);
+        }
+        let mapped = self.map_foreign(caller.env, domid, reference, flags, bytes.u64_at(0));
+        match mapped {
+            Ok(handle) => {
+                // A bus address means nothing to a domain that has none.
+                let mut answer = [0; 12];
+                answer.put(0, &handle.to_le_bytes());
+                caller.write(at.wrapping_add(20), &answer)?;
+                Ok(status::OKAY)
+            }
+            Err(status) => Ok(status),
+        }
+    }
+
+    /// Why none but another domain's grants are mapped: that answer is `BAD_DOMAIN`.
+    fn refuse_map(&self, flags: u32, reference: u32, domid: u16) -> i16 {
         if flags & MAP_ANY == 0 {
             return status::BAD_GNTREF;
         } else if flags & MAP_PV != 0 {
@@ -384,34 +411,19 @@ impl Domain {
     ) -> Result<(), i16> {
         // Both domains must be there before anything else is asked.
         for side in [source, target] {
-            if self.require_self(side.domid) == Err(Errno::Srch) {
+            if self.require_self(side.domid) == Err(Errno::Srch) && !caller.env.reaches(side.domid)
+            {
                 return Err(status::BAD_DOMAIN);
             }
         }
         let from = self.page_of(caller, source)?;
-        let to = self.page_of(caller, target)?;
-        let fits = |side: &Side| u64::from(side.offset) + u64::from(length) <= PAGE_SIZE;
-        if !fits(source) || !fits(target) {
-            return Err(status::BAD_COPY_ARG);
-        }
-        let mut chunk = [0; 256];
-        let mut done = 0;
-        while done < u64::from(length) {
-            let take = (u64::from(length) - done).min(chunk.len() as u64);
-            let piece = chunk
-                .get_mut(..take as usize)
-                .ok_or(status::GENERAL_ERROR)?;
-            caller
-                .memory
-                .read(from + u64::from(source.offset) + done, piece)
-                .map_err(|_| status::GENERAL_ERROR)?;
-            caller
-                .memory
-                .write(to + u64::from(target.offset) + done, piece)
-                .map_err(|_| status::GENERAL_ERROR)?;
-            done += take;
-        }
-        Ok(())
+        let done = self.page_of(caller, target).and_then(|to| {
+            let done = copy_pages(caller, (source, from), (target, to), length);
+            to.close(caller.env);
+            done
+        });
+        from.close(caller.env);
+        done
     }
 
     /// The guest-physical address of the page that a side names.
@@ -419,7 +431,7 @@ impl Domain {
         &self,
         caller: &mut Caller<M, E>,
         side: &Side,
-    ) -> Result<u64, i16> {
+    ) -> Result<Place, i16> {
         // Only DOMID_SELF may name a page by its frame.
         if side.domid != DOMID_SELF && !side.by_reference {
             return Err(status::PERMISSION_DENIED);
@@ -427,6 +439,10 @@ impl Domain {
         let gfn = if side.by_reference {
             // The rest of the field is a frame's.
             let reference = side.name as u32;
+            if self.require_self(side.domid) == Err(Errno::Srch) {
+                let token = caller.env.grant_open(side.domid, reference, side.writes)?;
+                return Ok(Place::Foreign(token, 0));
+            }
             if side.domid == SYSTEM {
                 // Domain 0 has granted nothing.
                 return Err(match reference {
@@ -455,6 +471,34 @@ impl Domain {
         } else {
             side.name
         };
-        self.page_at(caller.env, gfn).ok_or(status::BAD_PAGE)
+        let page = self.page_at(caller.env, gfn).ok_or(status::BAD_PAGE)?;
+        Ok(Place::Own(page))
     }
+}
+
+/// Copies from one side's page to the other's.
+fn copy_pages<M: GuestMemory, E: Env>(
+    caller: &mut Caller<M, E>,
+    (source, from): (&Side, Place),
+    (target, to): (&Side, Place),
+    length: u16,
+) -> Result<(), i16> {
+    let fits = |side: &Side| u64::from(side.offset) + u64::from(length) <= PAGE_SIZE;
+    if !fits(source) || !fits(target) {
+        return Err(status::BAD_COPY_ARG);
+    }
+    let mut chunk = [0; 256];
+    let mut done = 0;
+    while done < u64::from(length) {
+        let take = (u64::from(length) - done).min(chunk.len() as u64);
+        let piece = chunk
+            .get_mut(..take as usize)
+            .ok_or(status::GENERAL_ERROR)?;
+        from.offset(u64::from(source.offset) + done)
+            .read(caller, piece)?;
+        to.offset(u64::from(target.offset) + done)
+            .write(caller, piece)?;
+        done += take;
+    }
+    Ok(())
 }

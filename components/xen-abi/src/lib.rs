@@ -25,6 +25,7 @@ mod domctl;
 mod env;
 mod errno;
 mod event;
+mod foreign;
 mod grant;
 mod granted;
 mod hvm;
@@ -51,8 +52,8 @@ pub use call::{Mode, Next, Outcome, Registers, Width};
 pub use config::{Config, ConfigError, MapEntry, TscMode};
 pub use domain::Domain;
 pub use env::{
-    Access, Env, LegacyLine, LinkId, MapError, ServiceId, ShutdownReason, StartSegment, Upcall,
-    VcpuStart, VcpuStart32, VcpuStart64,
+    Access, Env, GrantToken, LegacyLine, LinkId, MapError, ServiceId, ShutdownReason, StartSegment,
+    Upcall, VcpuStart, VcpuStart32, VcpuStart64,
 };
 pub use errno::Errno;
 pub use grant::MAX_GRANT_FRAMES;

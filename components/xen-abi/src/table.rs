@@ -157,8 +157,8 @@ pub const TABLE: &[Row] = &[
 
     absent("physdev_op_compat", 19, PV, "PV only"),
 
-    row(GRANT, ("map_grant_ref", 0), KERNELS, Answer::Declined("an error in each entry: there is no other domain yet", "maps_and_unmaps_are_refused_entry_by_entry")),
-    row(GRANT, ("unmap_grant_ref", 1), KERNELS, Answer::Declined("GNTST_bad_handle: nothing is mapped", "maps_and_unmaps_are_refused_entry_by_entry")),
+    row(GRANT, ("map_grant_ref", 0), KERNELS, done("a_driver_domain_maps_and_unmaps_by_handle")),
+    row(GRANT, ("unmap_grant_ref", 1), KERNELS, done("a_driver_domain_maps_and_unmaps_by_handle")),
     row(GRANT, ("setup_table", 2), KERNELS, done("setup_table_answers_where_frames_are_mapped")),
     row(GRANT, ("dump_table", 3), NOBODY, refused(NOSYS, "HVM domains' filter", GRANT_FILTER)),
     row(GRANT, ("transfer", 4), NOBODY, refused(NOSYS, "HVM domains' filter", GRANT_FILTER)),

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use idl::manifest::Manifest;
 use idl::peer::Badge;
 use idl::peers::{PeersError, PeersServer};
-use root_plan::peers::{Caller, callers};
+use root_plan::peers::{Caller, callers, drives_itself};
 use root_plan::plan;
 use sdk::abi::FRAME;
 use sdk::abi::thread::State;
@@ -245,6 +245,13 @@ impl System {
         let guest = self.places[index].guest?;
         let drives = |other| callers(&self.manifest, other).contains(&Caller::Guest(guest));
         if self.guests[guest].vmm != index || !(0..self.manifest.guests.len()).any(drives) {
+            return None;
+        }
+        if drives_itself(&self.manifest, guest) {
+            log::error!(
+                "guest {}: is its own driver domain, and gets no other guest's grants",
+                self.manifest.guests[guest].name
+            );
             return None;
         }
         Some(Connection {

@@ -45,6 +45,21 @@ pub struct TestEnv {
     pub effects: Vec<Effect>,
     pub map: BTreeMap<u64, Page>,
     pub fresh_pages: u64,
+    /// The domain that this one is the driver domain of.
+    pub front: Option<Front>,
+}
+
+/// Another domain, as its VMM shows it.
+#[derive(Debug, Default)]
+pub struct Front {
+    pub domid: u16,
+    /// What it granted: whether to write, and the page.
+    pub grants: BTreeMap<u32, (bool, Vec<u8>)>,
+    /// Ports that wait for this domain.
+    pub unbound: Vec<u32>,
+    /// Grants in use: reference, to write, where the guest has it.
+    pub used: BTreeMap<GrantToken, (u32, bool, Option<u64>)>,
+    pub next: u64,
 }
 
 impl Env for TestEnv {
@@ -68,6 +83,61 @@ impl Env for TestEnv {
     }
     fn channel_event(&mut self, link: LinkId, channel: u16) {
         self.effects.push(Effect::Channel(link, channel));
+    }
+    fn reaches(&mut self, domid: u16) -> bool {
+        self.front
+            .as_ref()
+            .is_some_and(|front| front.domid == domid)
+    }
+    fn grant_open(&mut self, domid: u16, reference: u32, write: bool) -> Result<GrantToken, i16> {
+        let front = self.front.as_mut().unwrap();
+        assert_eq!(front.domid, domid);
+        match front.grants.get(&reference) {
+            None => Err(-3),
+            Some((false, _)) if write => Err(-1),
+            Some(_) => {
+                front.next += 1;
+                let token = GrantToken(front.next);
+                front.used.insert(token, (reference, write, None));
+                Ok(token)
+            }
+        }
+    }
+    fn grant_place(&mut self, token: GrantToken, gfn: u64) -> bool {
+        self.map.remove(&gfn);
+        self.front.as_mut().unwrap().used.get_mut(&token).unwrap().2 = Some(gfn);
+        true
+    }
+    fn grant_read(&mut self, token: GrantToken, offset: usize, into: &mut [u8]) -> bool {
+        let front = self.front.as_ref().unwrap();
+        let (reference, ..) = front.used[&token];
+        let page = &front.grants[&reference].1;
+        into.copy_from_slice(&page[offset..offset + into.len()]);
+        true
+    }
+    fn grant_write(&mut self, token: GrantToken, offset: usize, from: &[u8]) -> bool {
+        let front = self.front.as_mut().unwrap();
+        let (reference, write, _) = front.used[&token];
+        assert!(write, "opened to write");
+        let page = &mut front.grants.get_mut(&reference).unwrap().1;
+        page[offset..offset + from.len()].copy_from_slice(from);
+        true
+    }
+    fn grant_close(&mut self, token: GrantToken) {
+        let closed = self.front.as_mut().unwrap().used.remove(&token);
+        assert!(closed.is_some(), "closed once");
+    }
+    fn bind_remote(&mut self, domid: u16, port: u32, _: u32) -> Result<(LinkId, u16), Errno> {
+        let front = self.front.as_mut().unwrap();
+        assert_eq!(front.domid, domid);
+        let place = front.unbound.iter().position(|unbound| *unbound == port);
+        front.unbound.swap_remove(place.ok_or(Errno::Inval)?);
+        Ok((LinkId(300), port as u16))
+    }
+    fn channel_closed(&mut self, link: LinkId, channel: u16) {
+        if link == LinkId(300) {
+            self.front.as_mut().unwrap().unbound.push(channel.into());
+        }
     }
     fn shutdown(&mut self, reason: ShutdownReason) {
         self.effects.push(Effect::Shutdown(reason));
@@ -168,6 +238,7 @@ impl Guest {
                 effects: Vec::new(),
                 map: (0..PAGES).map(|gfn| (gfn, Page::Ram)).collect(),
                 fresh_pages: 1000,
+                front: None,
             },
             mode: Mode::Bits64,
             vcpu: 0,
