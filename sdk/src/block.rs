@@ -111,6 +111,8 @@ pub struct Disk {
     next: u32,
     /// How often a driver was found gone, and another one attached to.
     pub reattached: u32,
+    /// Requests that the last one that was found gone had not answered.
+    pub unanswered: u32,
 }
 
 fn ask(
@@ -168,6 +170,7 @@ impl Disk {
             open: Vec::new(),
             next: 0,
             reattached: 0,
+            unanswered: 0,
         })
     }
 
@@ -268,12 +271,15 @@ impl Disk {
         self.next = request.id.wrapping_add(1) % NOBODY;
         if self.peer.signal(1).is_err() {
             self.again()?;
+            // This one it never had.
+            self.unanswered = self.unanswered.saturating_sub(1);
         }
         Ok(())
     }
 
     /// The driver is gone: attaches to the next one, and puts to it what was not answered.
     fn again(&mut self) -> Result<(), DiskError> {
+        self.unanswered = self.open.len() as u32;
         loop {
             let (attached, frame, peer) = ask(self.transport, self.wake)?;
             // The same memory as before, which is still mapped here.

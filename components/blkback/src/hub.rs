@@ -55,6 +55,8 @@ pub struct Line {
     open: BTreeMap<u32, (usize, Token, Submission)>,
     /// Seats that wait for room, one bit each.
     waiting: u64,
+    /// How many drivers were found gone, as far as the log says.
+    reattached: u32,
 }
 
 /// A volume, or why there is none.
@@ -101,6 +103,7 @@ impl Line {
             pool: Pool::new(first, end, seats),
             open: BTreeMap::new(),
             waiting: 0,
+            reattached: 0,
         }
     }
 
@@ -136,10 +139,15 @@ impl Hub {
         };
         let mut wake = 0;
         let mut line = line.lock();
-        if look && line.disk.look()? {
+        if look {
+            line.disk.look()?;
+        }
+        // Whoever found it gone, this thread or one that submitted something.
+        if line.reattached != line.disk.reattached {
+            line.reattached = line.disk.reattached;
             log::info!(
                 "the disk's driver was started again; {} requests were put to it again",
-                line.open.len()
+                line.disk.unanswered
             );
         }
         while let Some(answer) = line.disk.collect()? {
