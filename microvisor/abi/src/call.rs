@@ -97,7 +97,7 @@ calls! {
     /// Waits for a message, or for bits of the notification bound to this thread, until
     /// `deadline`. `reply` names the `Reply` object that will answer the caller (0 is allowed if
     /// only bound notifications are expected). A notification arrives as `badge` = 0,
-    /// `info` = `MessageInfo::NOTIFICATION`, `w0` = bits.
+    /// `info` = `MessageInfo::NOTIFICATION`, `w0` = bits. Where both wait, they take turns.
     Receive = 14 (endpoint, reply, deadline) -> (badge, info, w0, w1, w2, w3);
     /// Answers the caller that `reply` holds.
     Reply = 15 (reply, info, w0, w1, w2, w3) -> ();

@@ -8,6 +8,7 @@ use crate::arena::Object;
 use crate::id::{FrameKind, Ref};
 use crate::kernel::{Done, Kernel};
 use crate::machine::Machine;
+use crate::notification::Notification;
 use crate::slot::SlotRef;
 use crate::thread::{State, Thread};
 use microvisor_abi::message::{CAPS_MAX, MessageInfo, RECEIVE_SLOTS, SEND_SLOTS};
@@ -297,7 +298,8 @@ impl<M: Machine> Kernel<M> {
         reply: Ref<Reply>,
         deadline: u64,
     ) -> Result<Done, Status> {
-        let bound = self.arena.get(thread).ok_or(Status::InvalidCap)?.bound;
+        let t = self.arena.get(thread).ok_or(Status::InvalidCap)?;
+        let (bound, heard) = (t.bound, t.heard);
         if reply.is_null() && !self.arena.alive(bound) {
             return Err(Status::NotBound);
         }
@@ -306,24 +308,41 @@ impl<M: Machine> Kernel<M> {
         {
             return Err(Status::Busy);
         }
-        if let Some(bits) = self.take_bits(bound) {
-            self.deliver_bits(thread, bits);
+        // Turn by turn, so that neither signals without end keep callers waiting, nor calls signals.
+        if !heard && self.hear(thread, bound) {
             return Ok(Done::Written);
         }
-        if !reply.is_null() {
-            for _ in 0..REFUSALS {
-                let e = self.arena.get(endpoint).ok_or(Status::InvalidCap)?;
-                let sender = e.head;
-                if e.receivers || sender.is_null() {
-                    return self.block_receiver(thread, endpoint, reply, deadline);
-                }
-                if self.take_message(thread, endpoint, reply, sender) {
-                    return Ok(Done::Written);
-                }
+        let mut refused = 0;
+        while !reply.is_null() {
+            let e = self.arena.get(endpoint).ok_or(Status::InvalidCap)?;
+            let sender = e.head;
+            if e.receivers || sender.is_null() {
+                break;
             }
-            return Err(Status::Again);
+            if self.take_message(thread, endpoint, reply, sender) {
+                return Ok(Done::Written);
+            }
+            refused += 1;
+            if refused == REFUSALS {
+                return Err(Status::Again);
+            }
+        }
+        if self.hear(thread, bound) {
+            return Ok(Done::Written);
         }
         self.block_receiver(thread, endpoint, reply, deadline)
+    }
+
+    /// Gives `thread` the bits of its notification, if there are any.
+    fn hear(&mut self, thread: Ref<Thread>, bound: Ref<Notification>) -> bool {
+        let Some(bits) = self.take_bits(bound) else {
+            return false;
+        };
+        self.deliver_bits(thread, bits);
+        if let Some(t) = self.arena.get_mut(thread) {
+            t.heard = true;
+        }
+        true
     }
 
     /// Gives the first sender's message to `thread`; false if it had to be turned away.
@@ -352,6 +371,7 @@ impl<M: Machine> Kernel<M> {
             r.caller = sender;
         }
         if let Some(t) = self.arena.get_mut(thread) {
+            t.heard = false;
             deliver_words(&mut t.regs, badge, info, message);
         }
         true

@@ -94,6 +94,8 @@ pub struct Thread {
     pub(crate) called_by: Rights,
     /// While awaiting a reply whose server was lost.
     pub(crate) bound: Ref<Notification>,
+    /// What it received last, without waiting for it, were bits of that: a message has its turn.
+    pub(crate) heard: bool,
     pub(crate) fault_note: Ref<Notification>,
     pub(crate) fault_bits: u64,
     pub(crate) fault_code: u64,

@@ -187,7 +187,8 @@ impl State {
 
     /// `Receive(endpoint, reply, deadline)`.
     ///
-    /// Bits of the bound notification come first; then the message that has waited longest. A message
+    /// Bits of the bound notification come first, unless they did the last time: then the message that
+    /// has waited longest, if there is one. A message
     /// whose capabilities this thread cannot take is turned away: its sender hears why. With `reply`
     /// 0, only bits are waited for.
     /// - `NotBound`: no reply object, and no notification is bound.
@@ -215,8 +216,8 @@ impl State {
             let free = used.caller.is_none() && used.receiver.is_none();
             require(free, Status::Busy)?;
         }
-        if let Some(bits) = bound.and_then(|bound| self.take_bits(bound)) {
-            self.thread_mut(me).deliver_bits(bits);
+        // Turn by turn, so that neither signals without end keep callers waiting, nor calls signals.
+        if !self.thread(me).heard && self.hear(me, bound) {
             return Ok(Over::Done);
         }
         if let Some(reply) = reply {
@@ -229,6 +230,9 @@ impl State {
                     return Ok(Over::Done);
                 }
             }
+        }
+        if self.hear(me, bound) {
+            return Ok(Over::Done);
         }
         self.require_time_left(deadline)?;
         self.thread_mut(me).doing = Doing::Receiving {
@@ -245,6 +249,16 @@ impl State {
         Ok(Over::Blocked)
     }
 
+    /// Gives a thread the bits of its notification, if there are any.
+    fn hear(&mut self, me: Frame, bound: Option<Frame>) -> bool {
+        let bits = bound.and_then(|bound| self.take_bits(bound));
+        if let Some(bits) = bits {
+            self.thread_mut(me).deliver_bits(bits);
+            self.thread_mut(me).heard = true;
+        }
+        bits.is_some()
+    }
+
     fn take_message(&mut self, me: Frame, endpoint: Frame, reply: Frame, sender: Frame) -> bool {
         let [_, info, w0, w1, w2, w3] = self.thread(sender).words;
         let Doing::Sending { badge, grant, .. } = self.thread(sender).doing else {
@@ -257,6 +271,7 @@ impl State {
         let epoch = self.endpoints[&endpoint].epoch;
         self.leave(sender);
         self.hold(sender, endpoint, epoch, reply, grant);
+        self.thread_mut(me).heard = false;
         self.thread_mut(me).deliver(badge, info, [w0, w1, w2, w3]);
         true
     }

@@ -261,6 +261,8 @@ pub struct Thread {
     pub deadline: Option<u64>,
     /// The notification whose bits arrive where it receives.
     pub bound: Option<Frame>,
+    /// What it received last, without waiting for it, were bits of that: a message has its turn.
+    pub heard: bool,
     /// Who is told of its faults, and the bits.
     pub supervisor: Option<(Frame, u64)>,
     /// Vector, code and address of the last fault.

@@ -24,6 +24,7 @@ impl Thread {
         turn_left: 0,
         deadline: None,
         bound: None,
+        heard: false,
         supervisor: None,
         fault: [0; 3],
         ports: Vec::new(),

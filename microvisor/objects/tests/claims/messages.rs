@@ -1,5 +1,6 @@
 //! Calls, answers and signals.
 
+use microvisor_abi::cap::Role;
 use microvisor_abi::{Call, FOREVER, Kind, MessageInfo, Rights, Status};
 
 use crate::RW;
@@ -39,6 +40,31 @@ fn a_reply_answers_once() {
     assert_eq!(w.turn(), server);
     assert_eq!(w.call(Call::Reply, &[501, 0]).0, Status::Ok);
     assert_eq!(w.call(Call::Reply, &[501, 0]).0, Status::NoCaller);
+}
+
+#[test]
+fn signals_without_end_keep_no_caller_waiting() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Endpoint, 0, 500, 1);
+    w.make(ram, Kind::Reply, 0, 501, 1);
+    w.make(ram, Kind::Notification, 0, 503, 1);
+    let server = w.thread(510, 0, 10);
+    w.ok(Call::Bind, &[503, 510, Role::Messages as u64]);
+    w.ok(Call::Signal, &[503, 1]);
+    let info = MessageInfo::new(9, 0, 0).0;
+    let _ = w.call(Call::Call, &[500, info]);
+    assert_eq!(w.turn(), server);
+    let bits = MessageInfo::NOTIFICATION.0;
+    for heard in [bits, info] {
+        let (status, words) = w.call(Call::Receive, &[500, 501, FOREVER]);
+        assert_eq!((status, words[1]), (Status::Ok, heard));
+        w.ok(Call::Signal, &[503, 1]);
+    }
+    // Nor do calls keep signals waiting.
+    let _ = w.call(Call::ReplyReceive, &[500 | 501 << 32, 0]);
+    assert_eq!(w.results(server).1[1], bits);
+    assert_eq!(w.turn(), w.root);
 }
 
 #[test]

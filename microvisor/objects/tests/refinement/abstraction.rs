@@ -231,6 +231,7 @@ impl Reader<'_> {
             turn_left: t.turn_left,
             deadline,
             bound: self.name(t.bound),
+            heard: t.heard,
             supervisor: self.name(t.fault_note).map(|n| (n, t.fault_bits)),
             fault: [t.fault_vector.into(), t.fault_code, t.fault_address],
             ports,
