@@ -22,7 +22,7 @@ use crate::shared::{Shared, service};
 
 /// Links from here on are connections to others' VMMs; those below are others' to us.
 const FIRST_LINK: u16 = 0x100;
-/// `GNTST_general_error`, `GNTST_bad_domain`, `GNTST_no_space`.
+/// `GNTST_general_error`, `GNTST_bad_domain`, `GNTST_no_device_space`.
 const GENERAL_ERROR: i16 = -1;
 const BAD_DOMAIN: i16 = -2;
 const NO_DEVICE_SPACE: i16 = -7;
