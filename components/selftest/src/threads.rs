@@ -242,46 +242,30 @@ fn budget(lab: &mut Lab) -> Result<(), Failure> {
     worker.end()
 }
 
-/// A thread alone on its CPU says that it is about to wait; another, which never sleeps, lets a while
-/// pass, each time another while, and signals: some of the signals meet the CPU between its last look
-/// for work and its sleep. Nothing else interrupts there, so a wake-up that is lost stays lost.
+/// Two threads, each alone on its CPU, wake each other and wait: often one is woken just as its CPU
+/// goes to sleep. Nothing else interrupts there, so a wake-up that is lost stays lost.
 fn sleep(lab: &mut Lab) -> Result<(), Failure> {
-    const TURNS: u64 = 40_000;
-    /// Steps of the waker between the word and the signal, at most: several times what the way to
-    /// sleep takes.
-    const LONGEST: u64 = 1 << 14;
-    let mine: Cap<cap::Notification> = lab.make()?;
-    let sleeper = lab.worker(1, move |_| {
-        loop {
-            ROUNDS.count();
-            if mine.wait(FOREVER) != Ok(1) {
-                WRONG.count();
+    const TURNS: u64 = 20_000;
+    let (one, other): (Cap<cap::Notification>, Cap<cap::Notification>) = (lab.make()?, lab.make()?);
+    let turns = |mine: Cap<cap::Notification>, its: Cap<cap::Notification>| {
+        move |_| {
+            loop {
+                if mine.wait(FOREVER) != Ok(1) || its.signal(1) != Ok(()) {
+                    WRONG.count();
+                }
+                ROUNDS.count();
             }
         }
-    })?;
-    let waker = lab.another(2, PRIORITY, (1, 1), move |_| {
-        let mut chance = 1u64;
-        for turn in 1.. {
-            while ROUNDS.get() < turn {}
-            // Constants of Knuth's MMIX generator.
-            chance = chance
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            let longest = LONGEST >> (chance >> 32 & 7);
-            for step in 0..(chance >> 36) % longest {
-                core::hint::black_box(step);
-            }
-            if mine.signal(1) != Ok(()) {
-                WRONG.count();
-            }
-        }
-    })?;
+    };
+    let first = lab.worker(1, turns(one, other))?;
+    let second = lab.another(2, PRIORITY, (1, 1), turns(other, one))?;
+    one.signal(1)?;
     let mut before = 0;
     while before < TURNS {
-        ROUNDS.grows("it wakes up", 100)?;
+        ROUNDS.grows("they take turns", 100)?;
         before = ROUNDS.get();
     }
     same("calls that did something else", WRONG.get(), 0)?;
-    sleeper.end()?;
-    waker.end()
+    first.end()?;
+    second.end()
 }
