@@ -13,6 +13,7 @@ use sdk::sync::Mutex;
 use volume::{SECTOR, Volume};
 
 use crate::grants::{Cache, Denied, Gone, Guest};
+use crate::job::{Flush, Job, Part};
 use crate::proto::{Kind, Outcome, PAGE, Request, SEGMENT_BYTES, Segment, Segments, Wanted};
 use crate::ring::{Broken, Granted, Journal, Response, Ring};
 
@@ -59,39 +60,6 @@ pub struct Token {
     job: usize,
     /// Bytes from its beginning.
     offset: u32,
-}
-
-/// A part of a page that data is in.
-struct Part<P> {
-    page: Rc<P>,
-    /// Where in the page.
-    offset: usize,
-    /// Where in the request's data.
-    start: u32,
-    bytes: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flush {
-    Needed,
-    Sent,
-    Done,
-}
-
-struct Job<P> {
-    queue: usize,
-    number: u32,
-    id: u64,
-    operation: u8,
-    read: bool,
-    flush: Flush,
-    sector: u64,
-    parts: Vec<Part<P>>,
-    bytes: u32,
-    /// Bytes that were given to the disk, or moved.
-    next: u32,
-    in_flight: u32,
-    failed: bool,
 }
 
 /// A request that has no pages yet.
@@ -617,58 +585,5 @@ impl From<Denied> for Refusal {
 impl From<Gone> for Refusal {
     fn from(Gone: Gone) -> Refusal {
         Refusal::Gone
-    }
-}
-
-impl<P: Granted> Job<P> {
-    /// Calls `each` with the stretches of `bytes` bytes from `offset` on that lie in one page each: the
-    /// page, the place in it, and the place after `offset`.
-    fn stretches(&self, offset: u32, bytes: u32, mut each: impl FnMut(&P, usize, u32, usize)) {
-        let end = offset + bytes;
-        for part in &self.parts {
-            let first = part.start.max(offset);
-            let last = (part.start + part.bytes).min(end);
-            if first < last {
-                let inside = part.offset + (first - part.start) as usize;
-                each(&part.page, inside, first - offset, (last - first) as usize);
-            }
-        }
-    }
-
-    /// Takes data out of the guest's pages.
-    fn gather(&self, offset: u32, bytes: u32, mut to: impl FnMut(u32, &[u8])) {
-        let mut buffer = [0; PAGE];
-        self.stretches(offset, bytes, |page, inside, at, count| {
-            if let Some(buffer) = buffer.get_mut(..count) {
-                page.read(inside, buffer);
-                to(at, buffer);
-            }
-        });
-    }
-
-    /// Puts data into the guest's pages.
-    fn scatter(&self, offset: u32, bytes: u32, mut from: impl FnMut(u32, &mut [u8])) {
-        let mut buffer = [0; PAGE];
-        self.stretches(offset, bytes, |page, inside, at, count| {
-            if let Some(buffer) = buffer.get_mut(..count) {
-                from(at, buffer);
-                page.write(inside, buffer);
-            }
-        });
-    }
-
-    /// Moves everything between pages and memory.
-    fn local(&mut self, volume: &mut Volume) -> Result<(), volume::overlay::Full> {
-        let mut outcome = Ok(());
-        let place = |at: u32| self.sector + u64::from(at) / SECTOR;
-        if self.read {
-            self.scatter(0, self.bytes, |at, into| volume.read(place(at), into));
-        } else {
-            self.gather(0, self.bytes, |at, from| {
-                outcome = outcome.and_then(|()| volume.write(place(at), from));
-            });
-        }
-        self.next = self.bytes;
-        outcome
     }
 }

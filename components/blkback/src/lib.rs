@@ -15,6 +15,7 @@ extern crate std;
 
 pub mod device;
 pub mod grants;
+mod job;
 pub mod journal;
 pub mod pool;
 pub mod proto;
