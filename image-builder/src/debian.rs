@@ -44,9 +44,9 @@ impl Cache {
         }
     }
 
-    /// The kernel that the metapackage `package` depends on.
-    pub fn kernel(&self, package: &str, suite: Option<&str>) -> Result<PathBuf> {
-        let resolved = self.resolved(package, suite, || {
+    /// Package and version of the kernel that the metapackage `package` depends on.
+    fn kernel_package(&self, package: &str, suite: Option<&str>) -> Result<(String, String)> {
+        self.resolved(package, suite, || {
             let version = candidate(package, suite)?;
             let depends = field(package, &version, "Depends").unwrap_or_default();
             let kernel = depends
@@ -70,7 +70,23 @@ impl Cache {
                 // Not a metapackage: a kernel itself.
                 None => (package.to_owned(), version),
             })
-        })?;
+        })
+    }
+
+    /// The folder of that kernel's modules for block devices.
+    pub fn disk_modules(&self, package: &str, suite: Option<&str>) -> Result<PathBuf> {
+        let resolved = self.kernel_package(package, suite)?;
+        // Debian's kernels are called after what their modules' folder is called after.
+        let release = resolved.0.strip_prefix("linux-image-");
+        let release = release.with_context(|| format!("{} is no kernel's package", resolved.0))?;
+        let release = release.strip_suffix("-unsigned").unwrap_or(release);
+        let part = format!("lib/modules/{release}/kernel/drivers/block");
+        Ok(self.unpacked(&resolved, &format!("./{part}"))?.join(part))
+    }
+
+    /// The kernel that the metapackage `package` depends on.
+    pub fn kernel(&self, package: &str, suite: Option<&str>) -> Result<PathBuf> {
+        let resolved = self.kernel_package(package, suite)?;
         let boot = self.unpacked(&resolved, "./boot")?.join("boot");
         let mut kernels: Vec<PathBuf> = fs::read_dir(&boot)
             .with_context(|| format!("{} holds no kernel", resolved.0))?

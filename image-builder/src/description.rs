@@ -287,6 +287,8 @@ pub enum Input {
     Busybox,
     /// `builtin:busybox+xenstore`: the same with Debian's xenstore tools.
     BusyboxXenstore,
+    /// `builtin:busybox+disks`: that, and those modules of the guest's own kernel that disks need.
+    BusyboxDisks,
     /// `package:NAME`: a bare-metal ELF built from a package of this workspace.
     Package(String),
 }
@@ -330,9 +332,12 @@ impl Input {
             }
             "builtin" if rest == "busybox" => Ok(Input::Busybox),
             "builtin" if rest == "busybox+xenstore" => Ok(Input::BusyboxXenstore),
-            "builtin" => {
-                Err("the built-in files are builtin:busybox and builtin:busybox+xenstore".into())
-            }
+            "builtin" if rest == "busybox+disks" => Ok(Input::BusyboxDisks),
+            "builtin" => Err(
+                "the built-in files are builtin:busybox, builtin:busybox+xenstore and \
+                 builtin:busybox+disks"
+                    .into(),
+            ),
             "package" => Ok(Input::Package(rest.to_owned())),
             _ => Err(format!(
                 "there is no source {scheme:?}; write a path, debian:PACKAGE, builtin:busybox or package:NAME \

@@ -263,9 +263,9 @@ impl Inputs<'_> {
         let mut files = Vec::new();
         for guest in &self.description.guests {
             let name = &guest.name.value;
-            let kernel = guest.kernel.as_ref().context("a guest without a kernel")?;
+            let source = guest.kernel.as_ref().context("a guest without a kernel")?;
             let kernel = self
-                .bytes(&kernel.value)
+                .bytes(&source.value)
                 .with_context(|| format!("guest {name}: kernel"))?;
             let kernel = self
                 .unpack(kernel)
@@ -273,9 +273,11 @@ impl Inputs<'_> {
             let mut size = kernel.len();
             files.push((manifest::kernel_file(name), kernel));
             if let Some(initrd) = &guest.initrd {
-                let initrd = self
-                    .bytes(&initrd.value)
-                    .with_context(|| format!("guest {name}: initrd"))?;
+                let initrd = match &initrd.value {
+                    Input::BusyboxDisks => self.with_disks(&source.value),
+                    other => self.bytes(other),
+                };
+                let initrd = initrd.with_context(|| format!("guest {name}: initrd"))?;
                 size += initrd.len();
                 files.push((manifest::initrd_file(name), initrd));
             }
@@ -300,7 +302,7 @@ impl Inputs<'_> {
                 suite,
                 file,
             } => self.cache.file(package, suite.as_deref(), file),
-            Input::Busybox | Input::BusyboxXenstore => {
+            Input::Busybox | Input::BusyboxXenstore | Input::BusyboxDisks => {
                 self.cache.file("busybox-static", None, "bin/busybox")
             }
             Input::Package(package) => {
@@ -325,6 +327,18 @@ impl Inputs<'_> {
             Input::Package(_) => elf::strip(&bytes),
             _ => Ok(bytes),
         }
+    }
+
+    /// Busybox with the xenstore tools, and modules of `kernel` that a disk's front and back end need.
+    fn with_disks(&self, kernel: &Input) -> Result<Vec<u8>> {
+        let Input::DebianKernel { package, suite } = kernel else {
+            bail!("builtin:busybox+disks has modules of a kernel that is debian:PACKAGE");
+        };
+        let folder = self.cache.disk_modules(package, suite.as_deref())?;
+        let mut more = initramfs::xenstore_tools(&self.cache)?;
+        more.extend(initramfs::disk_modules(&folder)?);
+        let busybox = fs::read(self.path(&Input::BusyboxDisks)?)?;
+        Ok(initramfs::busybox(&busybox, &more))
     }
 
     /// A Linux boot image unpacked: the builder can do that as well, but an emulated CPU takes

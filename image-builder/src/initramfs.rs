@@ -3,8 +3,9 @@
 //! for. Same input, same bytes.
 
 use std::fs;
+use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::debian::Cache;
 
@@ -39,6 +40,7 @@ pub struct Entry {
 
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
+const FILE: u32 = 0o100_644;
 const LINK: u32 = 0o120_777;
 
 /// The archive: `busybox` is the static binary, `more` is put beside it.
@@ -121,6 +123,36 @@ pub fn xenstore_tools(cache: &Cache) -> Result<Vec<Entry>> {
                 content,
             });
         }
+    }
+    Ok(entries)
+}
+
+/// Modules that a disk needs: front end, back end, and a disk in RAM for the latter to serve. None of
+/// them depends on another.
+const DISK_MODULES: &[&str] = &[
+    "xen-blkfront.ko",
+    "xen-blkback/xen-blkback.ko",
+    "brd.ko",
+    "loop.ko",
+];
+
+/// They as files of `lib/modules`, from a kernel's folder `drivers/block`; compressed as they are there.
+pub fn disk_modules(folder: &Path) -> Result<Vec<Entry>> {
+    let mut entries = vec![Entry {
+        name: "lib/modules".into(),
+        mode: FOLDER,
+        content: Vec::new(),
+    }];
+    for module in DISK_MODULES {
+        let names = [module.to_string(), format!("{module}.xz")];
+        let found = names.iter().find(|name| folder.join(name).is_file());
+        let found = found.with_context(|| format!("{} has no {module}", folder.display()))?;
+        let file = found.rsplit('/').next().unwrap_or(found);
+        entries.push(Entry {
+            name: format!("lib/modules/{file}"),
+            mode: FILE,
+            content: fs::read(folder.join(found))?,
+        });
     }
     Ok(entries)
 }
