@@ -200,6 +200,11 @@ impl<P: Granted> Ring<P> {
         self.load(REQ_PROD) != self.taken
     }
 
+    /// Requests without an answer in the ring, taken or not; none if its counter makes no sense.
+    pub fn unanswered(&self) -> u32 {
+        self.asked().unwrap_or(0)
+    }
+
     /// Requests that were taken and whose answers are not in the ring.
     pub fn open_requests(&self) -> usize {
         self.open.len()

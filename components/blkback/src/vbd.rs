@@ -242,6 +242,7 @@ impl Vbd {
                 }
             }
         }
+        let unanswered: u32 = queues.iter().map(|queue| queue.ring.unanswered()).sum();
         let kept = match persistent {
             true => KEPT_MAX / disks.max(1),
             false => 0,
@@ -276,7 +277,7 @@ impl Vbd {
         let channels: Vec<Channel> = device.channels().collect();
         self.device = Some(device);
         log::info!(
-            "domain {}: disk {} {}: {} MiB, rings {count} of {} pages{}{}",
+            "domain {}: disk {} {}: {unanswered} requests open, {} MiB, rings {count} of {} pages{}{}",
             self.domain,
             self.number,
             if taken_over {

@@ -54,6 +54,13 @@ const KINDS: &[Kind] = &[
         device: "virtio-blk-pci,drive=disk,disable-legacy=on,num-queues=2",
         full: false,
     },
+    Kind {
+        title: "debian-nvme",
+        system: Some("debian-nvme"),
+        driver: "nvme",
+        device: "nvme,drive=disk,serial=debian",
+        full: true,
+    },
     // What the same disk does without us: where this fails, the disk is to blame.
     Kind {
         title: "debian-plain",
@@ -245,6 +252,7 @@ fn written(s: &mut Subject, victim: Option<&str>) -> Result<()> {
         s.session.text().matches(&line).count() as u64
     };
     let before = restarts(s);
+    let place = s.session.text().len();
     let count = EVERY * (s.kills + 1);
     ensure!(s.next + count <= BLOCKS, "the partition is too small");
     let (first, kills, device) = (s.next, s.kills, s.device);
@@ -260,9 +268,50 @@ fn written(s: &mut Subject, victim: Option<&str>) -> Result<()> {
         return Ok(());
     };
     let restarts = restarts(s) - before;
+    let text = s.session.text();
     ensure!(
         restarts == kills,
         "root restarted {victim} {restarts} times, not {kills}"
     );
+    // Where all requests were answered before, a kill shows nothing.
+    let amid = open_at_kills(text.get(place..).unwrap_or_default(), victim);
+    ensure!(
+        4 * amid >= 3 * kills,
+        "only {amid} of {kills} kills of {victim} came while requests were open"
+    );
     Ok(())
+}
+
+/// Kills of `victim` at which requests had no answer yet, by what blkback says: when it goes on with a ring of
+/// an instance before it, or puts requests to a driver again.
+fn open_at_kills(text: &str, victim: &str) -> u64 {
+    let open = |line: &str| -> Option<u64> {
+        let line = line.strip_prefix("[blkback] ")?;
+        let (before, after) = match victim {
+            "blkback" => (" goes on: ", " requests open"),
+            _ => ("started again; ", " requests were put to it again"),
+        };
+        line.split_once(before)?.1.split_once(after)?.0.parse().ok()
+    };
+    let kills = text.lines().filter_map(open);
+    kills.filter(|requests| *requests > 0).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kills_without_open_requests_are_no_kills() {
+        let text = "[blkback] domain 1: disk 51712 is connected: 0 requests open, 700 MiB\r\n\
+                    [blkback] domain 1: disk 51712 goes on: 3 requests open, 700 MiB\r\n\
+                    ack 5;\r\n\
+                    [blkback] domain 1: disk 51712 goes on: 0 requests open, 700 MiB\r\n\
+                    [blkback] the disk's driver was started again; 2 requests were put to it again\r\n\
+                    [blkback] the disk's driver was started again; 0 requests were put to it again\r\n\
+                    [guest] the disk's driver was started again; 2 requests were put to it again\r\n";
+        assert_eq!(open_at_kills(text, "blkback"), 1);
+        assert_eq!(open_at_kills(text, "virtio-blk"), 1);
+        assert_eq!(open_at_kills("", "blkback"), 0);
+    }
 }

@@ -43,6 +43,7 @@ pub const INITIALISING: &str = "1";
 pub const INIT_WAIT: &str = "2";
 pub const INITIALISED: &str = "3";
 pub const CONNECTED: &str = "4";
+pub const CLOSING: &str = "5";
 pub const CLOSED: &str = "6";
 
 /// `BLKIF_OP_*`.
