@@ -19,7 +19,7 @@ fn is_backend(component: &&Component) -> bool {
             .iter()
             .any(|need| need.interface == **wanted)
     };
-    !component.per_guest && BACKEND.iter().all(|wanted| needs(&wanted))
+    !component.per_guest && BACKEND.iter().all(needs)
 }
 
 /// The component that serves a volume. The error is message and advice.
@@ -131,15 +131,16 @@ impl Rules<'_> {
         }
         match &volume.source.value {
             Blocks::File(input) => self.input(&volume.source.span, what, input),
-            on_disk if on_disk.is_on_disk() => {
-                if !backend.needs.iter().any(|need| need.interface == "block") {
-                    let message = format!("{what}: component {} has no disk", backend.name.value);
-                    let advice = format!(
-                        "add \"block\" to `needs` of component {}",
-                        backend.name.value
-                    );
-                    self.add(&volume.source.span, message, advice);
-                }
+            on_disk
+                if on_disk.is_on_disk()
+                    && !backend.needs.iter().any(|need| need.interface == "block") =>
+            {
+                let message = format!("{what}: component {} has no disk", backend.name.value);
+                let advice = format!(
+                    "add \"block\" to `needs` of component {}",
+                    backend.name.value
+                );
+                self.add(&volume.source.span, message, advice);
             }
             _ => {}
         }
