@@ -255,9 +255,8 @@ fn refusal_report(text: &str) -> Result<()> {
 /// How often root restarted a component, by its own count: where the serial line is slower than a
 /// thousand restarts, some of its lines are lost.
 fn restarts(text: &str, name: &str) -> usize {
-    let said = text
-        .split(&format!("[root] component {name}: restarted ("))
-        .skip(1);
+    let line = format!("[root] component {name}: restarted (");
+    let said = text.split(&line).skip(1);
     let numbers = said.filter_map(|rest| rest.split_once(')')?.0.parse().ok());
     numbers.max().unwrap_or(0)
 }
