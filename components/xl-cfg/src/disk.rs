@@ -18,6 +18,8 @@ pub struct Disk {
     pub vdev: String,
     /// The guest cannot write.
     pub read_only: bool,
+    /// The guest that serves it: a driver domain.
+    pub backend: Option<String>,
 }
 
 impl fmt::Display for Disk {
@@ -25,10 +27,11 @@ impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let access = if self.read_only { "ro" } else { "rw" };
         let Disk { target, vdev, .. } = self;
-        write!(
-            f,
-            "format=raw, vdev={vdev}, access={access}, target={target}"
-        )
+        write!(f, "format=raw, vdev={vdev}, access={access}, ")?;
+        if let Some(backend) = &self.backend {
+            write!(f, "backend={backend}, ")?;
+        }
+        write!(f, "target={target}")
     }
 }
 
@@ -39,6 +42,7 @@ struct Said {
     format: Option<()>,
     vdev: Option<String>,
     read_only: Option<bool>,
+    backend: Option<String>,
 }
 
 fn once<T>(into: &mut Option<T>, what: &str, value: T) -> Result<(), String> {
@@ -73,12 +77,14 @@ impl Said {
             ("format", format) => self.format(format),
             ("vdev", vdev) => once(&mut self.vdev, "vdev", vdev.into()),
             ("access", access) => self.access(access),
+            ("backend", "" | "0" | "Domain-0") => Ok(()),
+            ("backend", guest) => once(&mut self.backend, "backend", guest.into()),
             ("devtype", "disk") => Ok(()),
             // Which of a dom0's programs serves it: a volume says itself who serves it.
             ("backendtype", "phy" | "tap" | "qdisk") => Ok(()),
             ("specification", "xen") => Ok(()),
             ("devtype", "cdrom") => Err("a cdrom is not supported, only disks".into()),
-            ("backend" | "script" | "specification" | "devtype" | "backendtype", _) => {
+            ("script" | "specification" | "devtype" | "backendtype", _) => {
                 Err(format!("{key}={value} is not supported"))
             }
             _ => Err(format!(
@@ -172,6 +178,7 @@ pub fn parse(text: &str) -> Result<Disk, String> {
         target,
         vdev,
         read_only: said.read_only.unwrap_or(false),
+        backend: said.backend,
     })
 }
 
@@ -185,6 +192,7 @@ mod tests {
             target: target.into(),
             vdev: vdev.into(),
             read_only,
+            backend: None,
         }
     }
 
@@ -208,6 +216,16 @@ mod tests {
     }
 
     #[test]
+    fn a_driver_domain_is_named_by_backend() {
+        let backend = |text| parse(text).unwrap().backend;
+        assert_eq!(
+            backend("backend=storage,vdev=xvda,a").as_deref(),
+            Some("storage")
+        );
+        assert_eq!(backend("backend=0,vdev=xvda,a"), None);
+    }
+
+    #[test]
     fn what_is_not_supported_is_named() {
         for (text, says) in [
             ("", "no target"),
@@ -222,7 +240,10 @@ mod tests {
             ("cdrom,vdev=hdc", "cdrom"),
             ("root,vdev=xvda,vdev=xvdb", "twice"),
             ("root,vdev=xvda,script=block-iscsi", "script"),
-            ("root,vdev=xvda,backend=other", "backend"),
+            (
+                "root,vdev=xvda,backend=a,backend=b",
+                "backend is said twice",
+            ),
             ("root,vdev=xvda,colour=red", "colour"),
             ("qcow2:root,vdev=xvda", "prefix"),
         ] {
@@ -235,7 +256,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(200))]
         #[test]
         fn any_text_is_a_disk_that_reads_back_or_a_mistake(
-            text in prop_oneof![".{0,40}", "(root|vdev=xvda|,|target=a|access=|format=raw|r| )*"],
+            text in prop_oneof![".{0,40}", "(root|vdev=xvda|,|target=a|access=|format=raw|backend=b|r| )*"],
         ) {
             if let Ok(disk) = parse(&text) {
                 prop_assert_eq!(parse(&disk.to_string()), Ok(disk));

@@ -369,13 +369,12 @@ impl<'a> Reader<'a> {
         let Some(setting) = self.config.get("cpus") else {
             return Some((0..cpus).cycle().take(count).collect());
         };
-        let read = match &setting.value.kind {
+        match &setting.value.kind {
             Kind::List(list) => self.cpu_of_each(list, count, cpus),
             _ => self
                 .cpu_set(&setting.value, cpus)
                 .map(|set| set.into_iter().cycle().take(count).collect()),
-        };
-        read
+        }
     }
 
     /// A list has the CPUs of one vCPU after the other; a vCPU runs on the first of its CPUs.
@@ -536,7 +535,8 @@ mod tests {
                 disks: [Disk {
                     target: "root".into(),
                     vdev: "xvda1".into(),
-                    read_only: false
+                    read_only: false,
+                    backend: None,
                 }]
                 .into(),
                 poweroff_restarts: false,

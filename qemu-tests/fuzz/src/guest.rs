@@ -80,6 +80,8 @@ fn store(kept: &Kept) -> Service<Kept> {
         vcpus: 1,
         memory_kib: 65_536,
         rings,
+        disks: Vec::new(),
+        serves: Vec::new(),
     };
     service
         .introduce(&facts)
