@@ -2,7 +2,7 @@
 //! reads them for the operator.
 //!
 //! [`syntax`] reads the language and prints it, [`disk`] the specification of one disk
-//! (xl-disk-configuration(5)), [`guest`] says what a file means here: what is supported, what is only
+//! (xl-disk-configuration(5)), [`mod@guest`] says what a file means here: what is supported, what is only
 //! told, and what is refused because a guest without it would be another guest. Never opens a file
 //! and knows nothing of the machine but its number of CPUs. Files are untrusted: any bytes may come.
 #![no_std]
