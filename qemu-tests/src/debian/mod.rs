@@ -27,6 +27,9 @@ const LOAD: u64 = 900;
 /// Kills of each component in the gate, and with `--full`.
 const KILLS: u64 = 4;
 const KILLS_FULL: u64 = 20;
+/// Bytes that the disk writes in a second: slow enough that a driver has requests open at most times,
+/// whatever the emulator's CPU does meanwhile.
+const WRITES: u64 = 4 << 20;
 /// Blocks that are acknowledged between two kills, and writers.
 const EVERY: u64 = 24;
 const WRITERS: u64 = 8;
@@ -187,7 +190,7 @@ fn boot(machines: &mut Machines, kind: &Kind, full: bool) -> Result<Subject> {
     copy(&made.disk, &disk)?;
     // A comma in an option's value is written twice.
     let file = disk.display().to_string().replace(',', ",,");
-    let drive = format!("if=none,id=disk,format=raw,file={file}");
+    let drive = format!("if=none,id=disk,format=raw,throttling.bps-write={WRITES},file={file}");
     let further = ["-drive", &drive, "-device", kind.device];
     let session = match kind.system {
         Some(system) => {
