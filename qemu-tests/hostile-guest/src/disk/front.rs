@@ -8,7 +8,7 @@ use hostile_calls::operations::number;
 
 use super::event::Events;
 use super::pages::Page;
-use super::store::{Answer, Dead, Store};
+use super::store::{Answer, Dead, Kind, Store};
 use crate::xen::Xen;
 
 /// Where the toolstack writes of the guest's disk `xvda` (Xen, docs/man/xen-vbd-interface.7).
@@ -177,6 +177,13 @@ impl<'a> Front<'a> {
     /// Writes a node of ours.
     pub fn set(&mut self, name: &str, value: &str) -> Result<bool, Dead> {
         self.store.write(FRONT, name, value)
+    }
+
+    /// Removes a node of ours.
+    pub fn remove(&mut self, name: &str) -> Result<(), Dead> {
+        let path = Text::of(format_args!("{FRONT}/{name}\0"));
+        self.store.request(Kind::REMOVE, &[path.as_str()])?;
+        Ok(())
     }
 
     /// Opens the ring, which is granted as `reference`; true once the backend is connected.

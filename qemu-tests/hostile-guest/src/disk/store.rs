@@ -32,6 +32,7 @@ impl Kind {
     pub const WATCH: Kind = Kind(4);
     pub const TRANSACTION_START: Kind = Kind(6);
     pub const WRITE: Kind = Kind(11);
+    pub const REMOVE: Kind = Kind(13);
     const WATCH_EVENT: Kind = Kind(15);
     const ERROR: Kind = Kind(16);
 }
