@@ -4,14 +4,19 @@
 //! Every method is one system call, repeated while the core answers `Again`. Methods that make a
 //! capability take a slot by themselves; those ending in `_in` place it into another space.
 
+mod hardware;
+mod mapping;
+
 use idl::cap::{
     AddressSpace, CapSpace, Cpu, Device, Endpoint, Frame, Interrupt, IoPorts, Memory, Notification,
     Reply, SchedContext, Tables, Thread, Vcpu,
 };
 pub use idl::{Cap, cap};
-use microvisor_abi::cap::{InterruptOp, Role, Slot};
+use microvisor_abi::cap::{Role, Slot};
 use microvisor_abi::{Call, Kind, Rights, SpaceKind, Status, thread, vcpu};
 
+pub use self::hardware::{DeviceCap, InterruptCap, PortsCap};
+pub use self::mapping::{AddressSpaceCap, MapError, MapKind, Mappable};
 use crate::{local, raw, slots};
 
 /// The own capability space, where calls take one as an argument.
@@ -227,73 +232,6 @@ impl MemoryCap for Cap<Memory> {
     }
 }
 
-/// Why something could not be mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MapError {
-    /// The table of this level is missing: `Fill` the space and try again.
-    NeedTable(u64),
-    /// Anything else.
-    Status(Status),
-}
-
-/// What can be mapped: frames, message buffers of threads, state pages of vCPUs.
-pub trait Mappable: Sized {
-    /// Maps it at `address` of `space`; `flags` is a set of `abi::cap::Map`. For the own space
-    /// use [`crate::memory`], which knows free addresses and brings page tables.
-    fn map(self, space: Cap<AddressSpace>, address: u64, flags: u64) -> Result<(), MapError>;
-    /// Undoes the mapping recorded in this capability.
-    fn unmap(self) -> Result<(), Status>;
-}
-
-/// Kinds that [`Mappable`] holds for.
-pub trait MapKind {}
-impl MapKind for Frame {}
-impl MapKind for Thread {}
-impl MapKind for Vcpu {}
-
-impl<K: MapKind> Mappable for Cap<K> {
-    fn map(self, space: Cap<AddressSpace>, address: u64, flags: u64) -> Result<(), MapError> {
-        loop {
-            let (status, results) = raw::call(
-                Call::Map,
-                [
-                    self.slot().into(),
-                    space.slot().into(),
-                    address,
-                    flags,
-                    0,
-                    0,
-                ],
-            );
-            return match status {
-                Status::Ok => Ok(()),
-                Status::Again => continue,
-                Status::NeedTable => Err(MapError::NeedTable(results[0])),
-                other => Err(MapError::Status(other)),
-            };
-        }
-    }
-
-    fn unmap(self) -> Result<(), Status> {
-        raw::status_until_done(Call::Unmap, [self.slot().into(), 0, 0, 0, 0, 0])
-    }
-}
-
-/// Address spaces.
-pub trait AddressSpaceCap {
-    /// Gives frames to the pool that page tables come from.
-    fn fill(self, tables: Cap<Tables>) -> Result<(), Status>;
-}
-
-impl AddressSpaceCap for Cap<AddressSpace> {
-    fn fill(self, tables: Cap<Tables>) -> Result<(), Status> {
-        raw::status_until_done(
-            Call::Fill,
-            [self.slot().into(), tables.slot().into(), 0, 0, 0, 0],
-        )
-    }
-}
-
 /// Threads.
 pub trait ThreadCap {
     /// Sets everything a stopped thread needs.
@@ -457,79 +395,6 @@ impl NotificationCap for Cap<Notification> {
     }
     fn bind_run(self, vcpu: Cap<Vcpu>) -> Result<(), Status> {
         bind(self.slot(), vcpu.slot(), Role::Run)
-    }
-}
-
-/// Interrupt lines.
-pub trait InterruptCap {
-    /// Interrupts signal `to` with the badge of that capability.
-    fn bind(self, to: Cap<Notification>) -> Result<(), Status>;
-    /// The interrupt was handled: the line may interrupt again.
-    fn acknowledge(self, line: u32) -> Result<(), Status>;
-    /// It is what the only function of `device` may send: what, as `Slot::more` has it.
-    fn source(self, device: Cap<Device>) -> Result<u64, Status>;
-}
-
-impl InterruptCap for Cap<Interrupt> {
-    fn bind(self, to: Cap<Notification>) -> Result<(), Status> {
-        bind(self.slot(), to.slot(), Role::Line)
-    }
-    fn acknowledge(self, line: u32) -> Result<(), Status> {
-        let op = InterruptOp::Acknowledge as u64;
-        raw::status(
-            Call::InterruptControl,
-            [self.slot().into(), line.into(), op, 0, 0, 0],
-        )
-    }
-    fn source(self, device: Cap<Device>) -> Result<u64, Status> {
-        bind(self.slot(), device.slot(), Role::Source)?;
-        inspect(OWN, self.slot()).map(|slot| slot.more)
-    }
-}
-
-/// PCI functions.
-pub trait DeviceCap {
-    /// The only function of it reaches what `space`, of kind *dma*, maps.
-    fn attach(self, space: Cap<AddressSpace>) -> Result<(), Status>;
-    /// It reaches nothing.
-    fn detach(self) -> Result<(), Status>;
-    /// `to` is signalled, with the badge of that capability, when the IOMMU stops the function that
-    /// was attached through this capability.
-    fn bind_stops(self, to: Cap<Notification>) -> Result<(), Status>;
-}
-
-impl DeviceCap for Cap<Device> {
-    fn attach(self, space: Cap<AddressSpace>) -> Result<(), Status> {
-        bind(self.slot(), space.slot(), Role::Dma)
-    }
-    fn detach(self) -> Result<(), Status> {
-        bind(self.slot(), 0, Role::Dma)
-    }
-    fn bind_stops(self, to: Cap<Notification>) -> Result<(), Status> {
-        bind(to.slot(), self.slot(), Role::Stops)
-    }
-}
-
-/// I/O ports.
-pub trait PortsCap {
-    /// `thread` may use them by IN and OUT; see [`crate::port`].
-    fn grant_thread(self, thread: Cap<Thread>) -> Result<(), Status>;
-    /// The guest in `vcpu` may use them without exits.
-    fn grant_vcpu(self, vcpu: Cap<Vcpu>) -> Result<(), Status>;
-}
-
-impl PortsCap for Cap<IoPorts> {
-    fn grant_thread(self, thread: Cap<Thread>) -> Result<(), Status> {
-        raw::status_until_done(
-            Call::PortsGrant,
-            [self.slot().into(), thread.slot().into(), 0, 0, 0, 0],
-        )
-    }
-    fn grant_vcpu(self, vcpu: Cap<Vcpu>) -> Result<(), Status> {
-        raw::status_until_done(
-            Call::PortsGrant,
-            [self.slot().into(), vcpu.slot().into(), 0, 0, 0, 0],
-        )
     }
 }
 
