@@ -252,10 +252,13 @@ impl Vcpu {
                 if self.activity == Activity::Stopped {
                     return;
                 }
-                self.wait();
-                continue;
+                if !self.ends_halt() {
+                    self.wait();
+                    continue;
+                }
+            } else {
+                self.deliver_events();
             }
-            self.deliver_events();
             if self.modified != 0 {
                 // A run that did not enter leaves what it was to load.
                 let left = self.page.get(field!(modified));

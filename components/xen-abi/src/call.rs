@@ -1,5 +1,9 @@
 //! A hypercall's registers in, its result and what the vCPU does next out.
 
+use crate::domain::number;
+use crate::errno::Errno;
+use crate::version;
+
 /// Which layout a caller's structures have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
@@ -64,4 +68,18 @@ pub struct Outcome {
     pub result: u64,
     /// What follows.
     pub next: Next,
+}
+
+/// The result of a 64-bit kernel's call that concerns nobody's state: which Xen this is, and calls that
+/// nobody has. Such a call waits for no other vCPU's. `None`: [`crate::Domain::hypercall`] knows.
+#[must_use]
+#[inline(always)]
+pub fn stateless(number: u64, command: u64) -> Option<u64> {
+    match number {
+        number::XEN_VERSION if command as u32 == version::op::VERSION => {
+            Some(u64::from(version::VERSION))
+        }
+        number if number > number::LAST => Some(Errno::NoSys.as_return() as u64),
+        _ => None,
+    }
 }

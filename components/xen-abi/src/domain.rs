@@ -46,6 +46,8 @@ pub(crate) mod number {
     pub const DM_OP: u64 = 41;
     pub const HYPFS_OP: u64 = 42;
     pub const PAGING_DOMCTL_CONT: u64 = 49;
+    /// No call has a higher one.
+    pub const LAST: u64 = PAGING_DOMCTL_CONT;
 }
 
 /// One guest.

@@ -48,7 +48,7 @@ mod upcall;
 mod vcpu;
 mod version;
 
-pub use call::{Mode, Next, Outcome, Registers, Width};
+pub use call::{Mode, Next, Outcome, Registers, Width, stateless};
 pub use config::{Config, ConfigError, MapEntry, TscMode};
 pub use domain::Domain;
 pub use env::{

@@ -106,28 +106,27 @@ impl Vcpu {
         let held = self.page.get(field!(interruptibility));
         self.modified |= group::GENERAL;
         // Within 64 KiB the width of the code makes no difference to the sum.
-        let plain = next & 0xffff >= u64::from(length)
-            && flags & (registers::RF | registers::TF) == 0
-            && held & blocked::SHADOW == 0;
-        if plain {
+        let plain =
+            next & 0xffff >= u64::from(length) && flags & (registers::RF | registers::TF) == 0;
+        if !plain {
+            self.complete_with_care(length, flags)?;
+        } else {
             self.page.set(field!(regs.rip), next);
-            return Ok(());
         }
-        self.skip_with_care(length)
-    }
-
-    #[cold]
-    #[inline(never)]
-    pub(super) fn skip_with_care(&mut self, length: u8) -> Handled {
-        let next = self.mode()?.advance(self.rip(), length);
-        self.page.set(field!(regs.rip), next);
-        let held = self.page.get(field!(interruptibility));
         if held & blocked::SHADOW != 0 {
-            let rest = held & !blocked::SHADOW;
-            self.page.set(field!(interruptibility), rest);
+            self.page
+                .set(field!(interruptibility), held & !blocked::SHADOW);
             self.modified |= group::EVENTS;
         }
-        let flags = self.page.get(field!(regs.rflags));
+        Ok(())
+    }
+
+    /// The same where the code's width, RF or TF matter.
+    #[cold]
+    #[inline(never)]
+    fn complete_with_care(&mut self, length: u8, flags: u64) -> Handled {
+        let next = self.mode()?.advance(self.rip(), length);
+        self.page.set(field!(regs.rip), next);
         if flags & (registers::RF | registers::TF) != 0 {
             self.complete_flags(flags)?;
         }

@@ -6,7 +6,7 @@ use sdk::field;
 use x86_platform::event::{NMI, interrupt};
 use x86_platform::registers::IF;
 
-use super::Vcpu;
+use super::{Activity, Vcpu};
 
 /// An external interrupt that could be injected.
 #[derive(Clone, Copy)]
@@ -26,6 +26,20 @@ impl Vcpu {
         if words != 0 || self.upcall | self.nmi | self.apic.requested() {
             self.choose_event();
         }
+    }
+
+    /// Whether there is an interrupt that ends a HLT, without looking at the clock; it is in the page
+    /// then, for the run that comes next.
+    pub(super) fn ends_halt(&mut self) -> bool {
+        if self.activity != Activity::Halted || !(self.upcall | self.apic.requested()) {
+            return false;
+        }
+        self.choose_event();
+        let chosen = self.page.get(field!(inject)) & event::VALID != 0;
+        if chosen {
+            self.activity = Activity::Running;
+        }
+        chosen
     }
 
     #[inline(never)]

@@ -233,6 +233,13 @@ impl Vcpu {
         let get = |field| self.page.get(field);
         let interrupts = get(field!(regs.rflags)) & IF != 0;
         let long = caller == xen_abi::Mode::Bits64;
+        if long
+            && cpl == 0
+            && let Some(result) = xen_abi::stateless(get(field!(regs.rax)), get(field!(regs.rdi)))
+        {
+            self.page.set(field!(regs.rax), result);
+            return self.skip(length);
+        }
         let registers = if long {
             xen_abi::Registers {
                 number: get(field!(regs.rax)),

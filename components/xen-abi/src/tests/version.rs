@@ -108,3 +108,25 @@ fn only_the_kernel_may_call() {
         assert_eq!(outcome.result, answer, "{mode:?} {cpl}");
     }
 }
+
+#[test]
+fn what_is_answered_without_the_domain_is_what_the_domain_answers() {
+    let mut guest = Guest::new(1);
+    let numbers = (0..70).chain([1 << 31, 1 << 32 | XEN_VERSION, u64::MAX]);
+    for (number, command) in numbers.flat_map(|number| {
+        (0..12)
+            .chain([1 << 32, u64::MAX])
+            .map(move |command| (number, command))
+    }) {
+        let Some(result) = stateless(number, command) else {
+            assert!(number <= 49, "call {number}");
+            continue;
+        };
+        let outcome = guest.outcome(number, &[command]);
+        let next = Next::Continue;
+        assert_eq!(outcome, Outcome { result, next }, "call {number} {command}");
+        assert!(guest.env.effects.is_empty());
+    }
+    assert!(stateless(XEN_VERSION, 0).is_some());
+    assert_eq!(stateless(XEN_VERSION, 6), None);
+}
