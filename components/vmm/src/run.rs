@@ -152,9 +152,11 @@ fn start(env: &Env) -> Result<Service, StartError> {
     let config = configuration(&env.machine, guest, &ram, vcpus);
     let mut domain = Domain::new(config, &ram).map_err(StartError::Domain)?;
     let console_port = domain
-        .alloc_service_port(CONSOLE)
+        .alloc_service_port(CONSOLE, &ram)
         .map_err(StartError::Port)?;
-    let store_port = domain.alloc_service_port(STORE).map_err(StartError::Port)?;
+    let store_port = domain
+        .alloc_service_port(STORE, &ram)
+        .map_err(StartError::Port)?;
     domain.set_service_ports(store_port, console_port);
     let rings = Rings {
         console_frame: layout::CONSOLE_GFN,

@@ -1,5 +1,6 @@
 //! The state of one domain, its creation, and the dispatch of its hypercalls.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::access::{Caller, Reply};
@@ -7,11 +8,12 @@ use crate::call::{Mode, Next, Outcome, Registers, Width};
 use crate::config::{Config, ConfigError};
 use crate::env::{Env, ShutdownReason};
 use crate::errno::Errno;
-use crate::event::Ports;
+use crate::fifo::Fifo;
 use crate::foreign::Foreign;
 use crate::grant::GrantTable;
 use crate::hvm::{PARAMETERS, initial_parameters};
 use crate::memory::{GuestMemory, SpecialFrame};
+use crate::ports::Ports;
 use crate::sched::Watchdogs;
 use crate::time::TscScale;
 use crate::upcall::Callback;
@@ -59,6 +61,8 @@ pub struct Domain {
     pub(crate) width: Width,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) ports: Ports,
+    /// Queues of events, if the guest asked for them; two levels otherwise.
+    pub(crate) fifo: Option<Box<Fifo>>,
     /// vCPUs that block in `SCHEDOP_poll`.
     pub(crate) pollers: u32,
     pub(crate) parameters: [u64; PARAMETERS],
@@ -101,6 +105,7 @@ impl Domain {
             width: Width::Bits64,
             vcpus: (0..config.vcpus).map(Vcpu::new).collect(),
             ports: Ports::new(),
+            fifo: None,
             pollers: 0,
             parameters: initial_parameters(&config),
             callback: Callback::None,

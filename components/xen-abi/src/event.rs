@@ -1,23 +1,17 @@
-//! Event channels, 2-level ABI: the port table and the semantics of `event_channel_op`
-//! (`public/event_channel.h`). Who learns of an event, and how, is `upcall.rs`.
+//! Event channels: the semantics of `event_channel_op` (`public/event_channel.h`) on the table of
+//! `ports.rs`. Who learns of an event, and how, is `upcall.rs`.
 //!
 //! A port's other end is in this domain, a service of the VMM's side, or a channel of a connection to a
 //! backend or another domain, which the VMM carries events through.
-
-use alloc::vec;
-use alloc::vec::Vec;
 
 use crate::access::{Caller, Fields, Reply};
 use crate::domain::{DOMID_SELF, Domain, SYSTEM};
 use crate::env::{Env, LinkId, ServiceId};
 use crate::errno::Errno;
 use crate::memory::GuestMemory;
-use crate::shared_info::{Layout, test_and_clear};
+use crate::ports::{BUCKET, Binding, MAX_PORTS, Port};
+use crate::shared_info::Layout;
 
-/// Ports of the native 2-level ABI.
-const MAX_PORTS: u32 = 4096;
-/// Ports become valid by the bucket, as Xen's do (`EVTCHNS_PER_BUCKET`).
-const BUCKET: u32 = 64;
 /// Numbers of physical interrupts that Xen gives a domain unless told otherwise: as many as the
 /// machine's I/O APICs have (one, of 24), and 32.
 pub(crate) const PIRQS: u32 = 56;
@@ -43,107 +37,6 @@ pub(crate) mod op {
     pub const EXPAND_ARRAY: u32 = 12;
     pub const SET_PRIORITY: u32 = 13;
     pub const RESET_CONT: u32 = 14;
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Binding {
-    Free,
-    /// Port 0, so that zero never names a port.
-    Reserved,
-    Unbound {
-        remote: u16,
-    },
-    /// Bound to another port of this domain.
-    Loop {
-        peer: u32,
-    },
-    Service(ServiceId),
-    /// Bound to a port of another domain, or to a backend that speaks as domain 0.
-    Channel {
-        link: LinkId,
-        channel: u16,
-        remote: u16,
-    },
-    Virq(u32),
-    /// A physical interrupt's number; nothing is behind it.
-    Pirq(u32),
-    Ipi,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Port {
-    pub binding: Binding,
-    pub vcpu: u32,
-}
-
-const FREE: Port = Port {
-    binding: Binding::Free,
-    vcpu: 0,
-};
-
-#[derive(Debug)]
-pub(crate) struct Ports {
-    table: Vec<Port>,
-    /// Ports below are valid: they, or a later port of their bucket, were allocated once.
-    valid: u32,
-    /// No port below is free.
-    lowest_free: u32,
-}
-
-impl Ports {
-    pub fn new() -> Ports {
-        let mut table = vec![FREE; MAX_PORTS as usize];
-        table[0].binding = Binding::Reserved;
-        Ports {
-            table,
-            valid: BUCKET,
-            lowest_free: 1,
-        }
-    }
-
-    pub fn get(&self, port: u32) -> Option<&Port> {
-        if port < self.valid {
-            self.table.get(port as usize)
-        } else {
-            None
-        }
-    }
-
-    fn get_mut(&mut self, port: u32) -> Option<&mut Port> {
-        if port < self.valid {
-            self.table.get_mut(port as usize)
-        } else {
-            None
-        }
-    }
-
-    fn allocate(&mut self, limit: u32, binding: Binding, vcpu: u32) -> Result<u32, Errno> {
-        let free = self
-            .table
-            .iter()
-            .take(limit as usize)
-            .skip(self.lowest_free as usize)
-            .position(|port| port.binding == Binding::Free)
-            .ok_or(Errno::NoSpc)?;
-        let index = self.lowest_free as usize + free;
-        let port = self.table.get_mut(index).ok_or(Errno::NoSpc)?;
-        *port = Port { binding, vcpu };
-        let number = index as u32;
-        self.lowest_free = number + 1;
-        self.valid = self.valid.max((number / BUCKET + 1) * BUCKET);
-        Ok(number)
-    }
-
-    fn release(&mut self, port: u32) {
-        if let Some(entry) = self.get_mut(port) {
-            *entry = FREE;
-            self.lowest_free = self.lowest_free.min(port);
-        }
-    }
-
-    pub fn valid(&self) -> u32 {
-        self.valid
-    }
 }
 
 /// Whether a VIRQ is the domain's, not each vCPU's. `None`: no such VIRQ.
@@ -184,7 +77,7 @@ impl Domain {
                 let mut bytes: [u8; 8] = caller.fetch(argument)?;
                 self.require_self(bytes.u16_at(0))?;
                 let remote = self.resolve(bytes.u16_at(2));
-                let port = self.allocate_port(Binding::Unbound { remote }, 0)?;
+                let port = self.allocate_port(Binding::Unbound { remote }, 0, caller.memory)?;
                 bytes.put(4, &port.to_le_bytes());
                 caller.write(argument, &bytes).map(|()| 0)
             }
@@ -207,7 +100,7 @@ impl Domain {
             }
             op::BIND_VIRQ => {
                 let mut bytes: [u8; 12] = caller.fetch(argument)?;
-                let port = self.bind_virq(bytes.u32_at(0), bytes.u32_at(4))?;
+                let port = self.bind_virq(bytes.u32_at(0), bytes.u32_at(4), caller.memory)?;
                 bytes.put(8, &port.to_le_bytes());
                 caller.write(argument, &bytes).map(|()| 0)
             }
@@ -215,13 +108,13 @@ impl Domain {
                 let mut bytes: [u8; 8] = caller.fetch(argument)?;
                 let vcpu = bytes.u32_at(0);
                 self.vcpus.get(vcpu as usize).ok_or(Errno::NoEnt)?;
-                let port = self.allocate_port(Binding::Ipi, vcpu)?;
+                let port = self.allocate_port(Binding::Ipi, vcpu, caller.memory)?;
                 bytes.put(4, &port.to_le_bytes());
                 caller.write(argument, &bytes).map(|()| 0)
             }
             op::BIND_PIRQ => {
                 let mut bytes: [u8; 12] = caller.fetch(argument)?;
-                let port = self.bind_pirq(bytes.u32_at(0))?;
+                let port = self.bind_pirq(bytes.u32_at(0), caller.memory)?;
                 bytes.put(8, &port.to_le_bytes());
                 caller.write(argument, &bytes).map(|()| 0)
             }
@@ -250,27 +143,26 @@ impl Domain {
                 for port in 1..self.ports.valid() {
                     let _ = self.close_port(port, caller.memory, caller.env);
                 }
+                self.fifo = None;
                 Ok(0)
             }
-            // As a Xen before 4.4 answers, so that guests stay with 2 levels.
-            op::INIT_CONTROL => Err(Errno::NoSys),
-            // Xen's answer without a FIFO control block.
-            op::EXPAND_ARRAY => {
-                let _: [u8; 8] = caller.fetch(argument)?;
-                Err(Errno::OpNotSupp)
-            }
+            op::INIT_CONTROL => self.init_control(caller, argument),
+            op::EXPAND_ARRAY => self.expand_array(caller, argument),
             op::SET_PRIORITY => {
                 let bytes: [u8; 8] = caller.fetch(argument)?;
-                self.ports.get(bytes.u32_at(0)).ok_or(Errno::Inval)?;
-                Err(Errno::NoSys)
+                self.set_priority(bytes.u32_at(0), bytes.u32_at(4))
             }
             _ => Err(Errno::NoSys),
         }
     }
 
     /// Allocates a port of the guest that leads to a service of the VMM's side.
-    pub fn alloc_service_port(&mut self, service: ServiceId) -> Result<u32, Errno> {
-        self.allocate_port(Binding::Service(service), 0)
+    pub fn alloc_service_port<M: GuestMemory>(
+        &mut self,
+        service: ServiceId,
+        memory: &M,
+    ) -> Result<u32, Errno> {
+        self.allocate_port(Binding::Service(service), 0, memory)
     }
 
     /// Makes a service's port pending in the guest. `Inval`: the guest has closed the port.
@@ -375,9 +267,23 @@ impl Domain {
         }
     }
 
-    fn allocate_port(&mut self, binding: Binding, vcpu: u32) -> Result<u32, Errno> {
-        let limit = Layout::of(self.width).ports();
-        self.ports.allocate(limit, binding, vcpu)
+    fn allocate_port<M: GuestMemory>(
+        &mut self,
+        binding: Binding,
+        vcpu: u32,
+        memory: &M,
+    ) -> Result<u32, Errno> {
+        let limit = match &self.fifo {
+            Some(_) => MAX_PORTS,
+            None => Layout::of(self.width).ports(),
+        };
+        let fifo = self.fifo.as_deref();
+        let busy = |port| fifo.is_some_and(|fifo| fifo.is_busy(port, memory));
+        let port = self.ports.allocate(limit, Port { binding, vcpu }, busy)?;
+        if let Some(fifo) = &mut self.fifo {
+            fifo.allocated(port);
+        }
+        Ok(port)
     }
 
     fn resolve(&self, domid: u16) -> u16 {
@@ -420,7 +326,7 @@ impl Domain {
         let own = self.config.domid;
         // Xen allocates the local port before it looks at the remote one, so a full table answers
         // first, and a remote port equal to the new one is not unbound.
-        let local = self.allocate_port(Binding::Loop { peer: remote }, 0)?;
+        let local = self.allocate_port(Binding::Loop { peer: remote }, 0, memory)?;
         match self.ports.get_mut(remote) {
             Some(port) if port.binding == (Binding::Unbound { remote: own }) => {
                 port.binding = Binding::Loop { peer: local };
@@ -444,7 +350,7 @@ impl Domain {
         memory: &M,
         env: &mut E,
     ) -> Result<u32, Errno> {
-        let local = self.allocate_port(Binding::Unbound { remote }, 0)?;
+        let local = self.allocate_port(Binding::Unbound { remote }, 0, memory)?;
         let bound = env
             .bind_remote(remote, port, local)
             .and_then(|(link, channel)| self.bind_channel(local, remote, link, channel));
@@ -460,7 +366,12 @@ impl Domain {
         }
     }
 
-    fn bind_virq(&mut self, virq: u32, vcpu: u32) -> Result<u32, Errno> {
+    fn bind_virq<M: GuestMemory>(
+        &mut self,
+        virq: u32,
+        vcpu: u32,
+        memory: &M,
+    ) -> Result<u32, Errno> {
         let global = virq_is_global(virq).ok_or(Errno::Inval)?;
         if global && vcpu != 0 {
             return Err(Errno::Inval);
@@ -469,21 +380,21 @@ impl Domain {
         if state.virqs.get(virq as usize).is_none_or(|&port| port != 0) {
             return Err(Errno::Exist);
         }
-        let port = self.allocate_port(Binding::Virq(virq), vcpu)?;
+        let port = self.allocate_port(Binding::Virq(virq), vcpu, memory)?;
         self.set_virq_port(vcpu, virq, port);
         Ok(port)
     }
 
     /// A domain without devices binds numbers too, which then mean nothing.
-    fn bind_pirq(&mut self, pirq: u32) -> Result<u32, Errno> {
+    fn bind_pirq<M: GuestMemory>(&mut self, pirq: u32, memory: &M) -> Result<u32, Errno> {
         if pirq >= PIRQS {
             return Err(Errno::Inval);
         }
         let binding = Binding::Pirq(pirq);
-        if self.ports.table.iter().any(|port| port.binding == binding) {
+        if self.ports.is_bound(binding) {
             return Err(Errno::Exist);
         }
-        self.allocate_port(binding, 0)
+        self.allocate_port(binding, 0, memory)
     }
 
     fn set_virq_port(&mut self, vcpu: u32, virq: u32, port: u32) {
@@ -523,10 +434,7 @@ impl Domain {
             Binding::Unbound { .. } | Binding::Service(_) | Binding::Pirq(_) | Binding::Ipi => {}
         }
         self.ports.release(port);
-        let layout = Layout::of(self.width);
-        if port < layout.ports() {
-            let _ = test_and_clear(memory, layout.pending, port);
-        }
+        self.forget_pending(port, memory);
         Ok(())
     }
 

@@ -5,9 +5,8 @@ use crate::call::Next;
 use crate::domain::{Domain, SYSTEM};
 use crate::env::Env;
 use crate::errno::Errno;
-use crate::event::Binding;
 use crate::memory::GuestMemory;
-use crate::shared_info::{Layout, test};
+use crate::ports::Binding;
 
 /// `SCHEDOP_*`.
 pub(crate) mod op {
@@ -221,7 +220,6 @@ impl Domain {
         if caller.interrupts && self.upcall_is_pending(caller.vcpu, caller.memory) {
             return Ok(0);
         }
-        let layout = Layout::of(self.width);
         let mut last = 0;
         for index in 0..u64::from(count) {
             last = caller.fetch_u32(ports.wrapping_add(index * 4))?;
@@ -229,9 +227,7 @@ impl Domain {
                 Some(port) if !matches!(port.binding, Binding::Free | Binding::Reserved) => {}
                 _ => return Err(Errno::Inval),
             }
-            if last < layout.ports()
-                && matches!(test(caller.memory, layout.pending, last), Ok(true))
-            {
+            if self.is_pending(last, caller.memory) {
                 return Ok(0);
             }
         }

@@ -218,9 +218,9 @@ pub const TABLE: &[Row] = &[
     row(EVENT, ("bind_vcpu", 8), KERNELS, done("bind_vcpu_moves_ports_but_not_ipis_or_per_vcpu_virqs")),
     row(EVENT, ("unmask", 9), KERNELS, done("masked_port_becomes_pending_without_upcall_and_unmask_delivers_it")),
     row(EVENT, ("reset", 10), LINUX, done("reset_closes_everything")),
-    row(EVENT, ("init_control", 11), LINUX, refused(NOSYS, "2 levels only: as a Xen before 4.4", "fifo_abi_is_refused_so_that_guests_stay_with_two_levels")),
-    row(EVENT, ("expand_array", 12), LINUX, refused(&[Errno::OpNotSupp, Errno::Fault], "no FIFO control block", "fifo_abi_is_refused_so_that_guests_stay_with_two_levels")),
-    row(EVENT, ("set_priority", 13), LINUX, refused(&[Errno::NoSys, Errno::Inval, Errno::Fault], "2 levels have no priorities", "fifo_abi_is_refused_so_that_guests_stay_with_two_levels")),
+    row(EVENT, ("init_control", 11), LINUX, done("first_control_block_ends_the_two_levels")),
+    row(EVENT, ("expand_array", 12), LINUX, refused(&[Errno::OpNotSupp, Errno::Fault], "only before a control block is set up", "what_was_pending_before_is_queued_when_its_word_comes")),
+    row(EVENT, ("set_priority", 13), LINUX, refused(&[Errno::NoSys, Errno::Inval, Errno::Fault], "only with 2 levels, which have none", "priorities_order_what_is_pending")),
     row(EVENT, ("reset_cont", 14), NOBODY, refused(&[Errno::Busy, Errno::Perm, Errno::Srch, Errno::Fault], "no reset was interrupted", "reset_closes_everything")),
 
     row(PHYSDEV, ("map_pirq", 13), "Linux PVHVM, PV", refused(NOSYS, "no physical interrupts", "physical_interrupt_operations_are_refused")),

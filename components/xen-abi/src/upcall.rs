@@ -1,5 +1,6 @@
 //! Delivery of events: pending, mask and selector bits in the order Xen keeps
-//! (`evtchn_2l_set_pending`), the upcall that follows, and whom it wakes.
+//! (`evtchn_2l_set_pending`), the upcall that follows, and whom it wakes. Of guests that asked for
+//! queues instead of bits, `fifo.rs` knows the first half.
 
 use crate::domain::Domain;
 use crate::env::{Env, LegacyLine, Upcall};
@@ -64,6 +65,9 @@ impl Domain {
         memory: &M,
         env: &mut E,
     ) {
+        if self.fifo.is_some() {
+            return self.raise_fifo(port, vcpu, memory, env);
+        }
         let layout = Layout::of(self.width);
         if port >= layout.ports()
             || !matches!(test_and_set(memory, layout.pending, port), Ok(false))
@@ -84,6 +88,9 @@ impl Domain {
         memory: &M,
         env: &mut E,
     ) {
+        if self.fifo.is_some() {
+            return self.unmask_fifo(port, vcpu, memory, env);
+        }
         let layout = Layout::of(self.width);
         if port < layout.ports()
             && matches!(test_and_clear(memory, layout.mask, port), Ok(true))
@@ -185,8 +192,28 @@ impl Domain {
             .is_some_and(|info| memory.read_u32(info).is_ok_and(|word| word & 0xff != 0))
     }
 
+    /// Whether a port is pending in the guest.
+    pub(crate) fn is_pending<M: GuestMemory>(&self, port: u32, memory: &M) -> bool {
+        if let Some(fifo) = &self.fifo {
+            return fifo.is_pending(port, memory);
+        }
+        let layout = Layout::of(self.width);
+        port < layout.ports() && matches!(test(memory, layout.pending, port), Ok(true))
+    }
+
+    /// What is pending of a port that was closed is nobody's.
+    pub(crate) fn forget_pending<M: GuestMemory>(&mut self, port: u32, memory: &M) {
+        if let Some(fifo) = &mut self.fifo {
+            return fifo.closed(port, memory);
+        }
+        let layout = Layout::of(self.width);
+        if port < layout.ports() {
+            let _ = test_and_clear(memory, layout.pending, port);
+        }
+    }
+
     #[inline(always)]
-    fn wake_pollers<E: Env>(&mut self, port: u32, env: &mut E) {
+    pub(crate) fn wake_pollers<E: Env>(&mut self, port: u32, env: &mut E) {
         if self.pollers != 0 {
             self.wake_some_poller(port, env);
         }

@@ -281,8 +281,12 @@ impl Library {
             uuid: [0; 16],
         };
         let mut domain = Domain::new(config, &ram).expect("a valid configuration");
-        let console = domain.alloc_service_port(ServiceId(1)).expect("a port");
-        let store = domain.alloc_service_port(ServiceId(2)).expect("a port");
+        let console = domain
+            .alloc_service_port(ServiceId(1), &ram)
+            .expect("a port");
+        let store = domain
+            .alloc_service_port(ServiceId(2), &ram)
+            .expect("a port");
         domain.set_service_ports(store, console);
         let tsc = 10_000_000_000;
         domain.set_runstate(0, RunstateKind::Running, tsc, &ram);

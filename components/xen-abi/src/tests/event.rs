@@ -205,7 +205,10 @@ fn ports_end_at_4096_or_at_1024_for_32_bit_guests() {
 #[test]
 fn status_names_every_kind_of_port() {
     let mut guest = Guest::new(2);
-    let service = guest.domain.alloc_service_port(ServiceId(7)).unwrap();
+    let service = guest
+        .domain
+        .alloc_service_port(ServiceId(7), &guest.memory)
+        .unwrap();
     guest.event(op::BIND_VIRQ, &[1, 1, 0]);
     let virq = guest.u32(ARG + 8);
     let ipi = guest.bind_ipi(1);
@@ -239,7 +242,10 @@ fn status_names_every_kind_of_port() {
 #[test]
 fn bind_vcpu_moves_ports_but_not_ipis_or_per_vcpu_virqs() {
     let mut guest = Guest::new(2);
-    let service = guest.domain.alloc_service_port(ServiceId(1)).unwrap();
+    let service = guest
+        .domain
+        .alloc_service_port(ServiceId(1), &guest.memory)
+        .unwrap();
     assert_eq!(guest.event(op::BIND_VCPU, &[service, 1]), 0);
     guest
         .domain
@@ -261,7 +267,10 @@ fn bind_vcpu_moves_ports_but_not_ipis_or_per_vcpu_virqs() {
 #[test]
 fn reset_closes_everything() {
     let mut guest = Guest::new(1);
-    let service = guest.domain.alloc_service_port(ServiceId(1)).unwrap();
+    let service = guest
+        .domain
+        .alloc_service_port(ServiceId(1), &guest.memory)
+        .unwrap();
     let ipi = guest.bind_ipi(0);
     guest.event(op::SEND, &[ipi]);
     assert_eq!(guest.event(op::RESET, &[u32::from(SELF)]), 0);
@@ -287,28 +296,6 @@ fn reset_closes_everything() {
 }
 
 #[test]
-fn fifo_abi_is_refused_so_that_guests_stay_with_two_levels() {
-    let mut guest = Guest::new(1);
-    let port = guest.bind_ipi(0);
-    assert_eq!(
-        guest.event(op::INIT_CONTROL, &[1, 0, 0, 0, 0, 0]),
-        error(Errno::NoSys)
-    );
-    assert_eq!(
-        guest.event(op::EXPAND_ARRAY, &[1, 0]),
-        error(Errno::OpNotSupp)
-    );
-    assert_eq!(
-        guest.event(op::SET_PRIORITY, &[port, 0]),
-        error(Errno::NoSys)
-    );
-    assert_eq!(
-        guest.event(op::SET_PRIORITY, &[4000, 0]),
-        error(Errno::Inval)
-    );
-}
-
-#[test]
 fn numbers_of_physical_interrupts_are_bound_once_and_mean_nothing() {
     let mut guest = Guest::new(1);
     assert_eq!(guest.event(op::BIND_PIRQ, &[56, 0, 0]), error(Errno::Inval));
@@ -323,7 +310,10 @@ fn numbers_of_physical_interrupts_are_bound_once_and_mean_nothing() {
 #[test]
 fn service_ports_carry_notifications_both_ways() {
     let mut guest = Guest::new(1);
-    let port = guest.domain.alloc_service_port(ServiceId(3)).unwrap();
+    let port = guest
+        .domain
+        .alloc_service_port(ServiceId(3), &guest.memory)
+        .unwrap();
     assert_eq!(guest.event(op::SEND, &[port]), 0);
     assert_eq!(guest.effects(), [Effect::Service(ServiceId(3))]);
     guest

@@ -59,7 +59,7 @@ proptest! {
         for copy in 0..PAGES * PAGE_SIZE / 1024 {
             guest.put(copy * 1024, &pattern);
         }
-        let store = guest.domain.alloc_service_port(ServiceId(0)).unwrap();
+        let store = guest.domain.alloc_service_port(ServiceId(0), &guest.memory).unwrap();
         for (number, arguments, mode, vcpu, tsc) in calls {
             guest.env.tsc = guest.env.tsc.max(tsc);
             (guest.mode, guest.vcpu) = (mode, vcpu);

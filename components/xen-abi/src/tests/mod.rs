@@ -1,6 +1,7 @@
 //! Host tests: a guest of a few pages whose hypercalls are driven directly.
 
 mod event;
+mod fifo;
 mod foreign;
 mod fuzz;
 mod grant;

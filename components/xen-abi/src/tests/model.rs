@@ -126,7 +126,10 @@ fn apply(guest: &mut Guest, model: &mut Model, step: &Step) {
             }
         }
         Step::Service => {
-            let port = guest.domain.alloc_service_port(ServiceId(1)).unwrap();
+            let port = guest
+                .domain
+                .alloc_service_port(ServiceId(1), &guest.memory)
+                .unwrap();
             assert_eq!(port, model.allocate(Kind::Service, 0));
         }
         Step::Close(port) => {

@@ -11,6 +11,7 @@ use crate::table::{Answer, Row, TABLE};
 
 const SOURCES: &[&str] = &[
     include_str!("event.rs"),
+    include_str!("fifo.rs"),
     include_str!("foreign.rs"),
     include_str!("grant.rs"),
     include_str!("hvm.rs"),
