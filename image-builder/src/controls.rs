@@ -50,7 +50,7 @@ pub const CPU_CONTROLS: &[Control] = &[
         name: "sleep",
         file: "microvisor/src/glue.rs",
         off: "what arrives between the last look and sleep wakes the CPU",
-        claim: "no_wake_up_is_lost_on_the_way_to_sleep",
+        claim: "no_deadline_is_lost_on_the_way_to_sleep",
     },
 ];
 

@@ -115,7 +115,7 @@ const FAULTS: &[(&str, Wrong, By)] = &[
     (
         "a wake-up is lost between check and sleep",
         Off("sleep"),
-        Selftest("no_wake_up_is_lost_on_the_way_to_sleep"),
+        Selftest("no_deadline_is_lost_on_the_way_to_sleep"),
     ),
     (
         "a poke is lost just before entry",

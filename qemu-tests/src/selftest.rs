@@ -1,8 +1,10 @@
-//! Group `selftest`: the component of that name in root's place on four CPUs. Every claim is its
-//! own; here is the list of what it must say, so that a claim that is left out is noticed.
+//! Group `selftest`: the component of that name in root's place on four CPUs, and on two for claims
+//! that need a clock that counts instructions. Every claim is its own; here is the list of what it must
+//! say, so that a claim that is left out is noticed.
 
 use anyhow::{Context, Result, bail};
 use image_builder::controls::Control;
+use image_builder::image::Image;
 use image_builder::qemu::Machine;
 
 use crate::hostile::{Verdict, says_so};
@@ -45,25 +47,32 @@ const CLAIMS: &[&str] = &[
     "task_priority_is_in_the_state",
 ];
 
+/// Those that it makes on two CPUs, where instructions are counted.
+const COUNTED: &[&str] = &["no_deadline_is_lost_on_the_way_to_sleep"];
+
 /// Runs the group.
 pub fn run(machines: &mut Machines, report: &mut Report) {
-    const TITLE: &str = "selftest";
-    if !machines.wants(TITLE) {
-        return;
+    for (title, claims) in [("selftest", CLAIMS), ("selftest-counted", COUNTED)] {
+        if machines.wants(title) {
+            boots(machines, report, title, claims);
+        }
     }
-    let text = transcript(machines, TITLE);
-    let text = match text {
+}
+
+/// Boots the component and reads what it says of its claims.
+fn boots(machines: &mut Machines, report: &mut Report, title: &str, claims: &[&str]) {
+    let text = match transcript(machines, title, claims == COUNTED) {
         Ok(text) => text,
-        Err(error) => return report.fail("the_component_runs", format!("{error:#}")),
+        Err(error) => return report.fail(&format!("{title}_runs"), format!("{error:#}")),
     };
-    for &name in CLAIMS {
+    for &name in claims {
         report.claim(name, || holds(&text, name));
     }
-    report.claim("every_claim_is_listed", || {
+    report.claim(&format!("every_claim_of_{title}_is_listed"), || {
         let said = |line: &&str| line.starts_with("selftest: ") && !line.ends_with("CPUs");
         // All but the last line, which is no claim.
         let all = text.lines().map(str::trim).filter(said).count() - 1;
-        let listed = CLAIMS.len();
+        let listed = claims.len();
         match all == listed {
             true => Ok(()),
             false => bail!("it made {all} claims, {listed} are listed"),
@@ -72,19 +81,30 @@ pub fn run(machines: &mut Machines, report: &mut Report) {
 }
 
 /// What it wrote until it was done.
-fn transcript(machines: &mut Machines, title: &str) -> Result<String> {
-    let image = machines.image(title)?;
-    let mut session = machines.boot(title, &image, &Machine::of(&image))?;
+fn transcript(machines: &mut Machines, title: &str, counted: bool) -> Result<String> {
+    let image = machines.image("selftest")?;
+    let mut session = machines.boot(title, &image, &machine(&image, counted))?;
     // A claim may wait half a minute for a condition.
     let all = session.saw("selftest: done", 300);
     all.context("its last line")?;
     Ok(session.text())
 }
 
+/// What it boots on.
+fn machine(image: &Image, counted: bool) -> Machine {
+    let mut machine = Machine::of(image);
+    if counted {
+        machine.smp = 2;
+        machine.icount = true;
+    }
+    machine
+}
+
 /// What the component finds of one claim with a check of the core off.
 pub fn judged(machines: &mut Machines, control: &Control, claim: &str) -> Result<Verdict> {
     let image = machines.image("selftest")?;
-    let mut session = machines.boot("selftest", &image, &Machine::of(&image))?;
+    let machine = machine(&image, COUNTED.contains(&claim));
+    let mut session = machines.boot("selftest", &image, &machine)?;
     says_so(&mut session, control)?;
     let [holds, fails] = ["ok", "FAILED: "].map(|word| format!("selftest: {claim} {word}"));
     match session.saw_one_of(&[&holds, &fails], 300)? {

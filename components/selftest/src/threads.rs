@@ -24,6 +24,9 @@ pub const CLAIMS: &[Claim] = &[
     ("no_wake_up_is_lost_on_the_way_to_sleep", sleep),
 ];
 
+/// Where an instruction takes a nanosecond, and one CPU runs at a time.
+pub const COUNTED: &[Claim] = &[("no_deadline_is_lost_on_the_way_to_sleep", alarm)];
+
 fn wander() {
     loop {
         here();
@@ -268,4 +271,42 @@ fn sleep(lab: &mut Lab) -> Result<(), Failure> {
     same("calls that did something else", WRONG.get(), 0)?;
     first.end()?;
     second.end()
+}
+
+/// A thread, alone on its CPU, sleeps for next to no time, each time another while: some of its
+/// deadlines come between its CPU's last look for work and its sleep. Nothing else interrupts there, so
+/// a deadline that is lost stays lost. What the clock does not count exactly comes too late for that
+/// moment: an emulator's timer, or another CPU that was woken itself.
+fn alarm(lab: &mut Lab) -> Result<(), Failure> {
+    const TURNS: u64 = 5_000;
+    /// Microseconds of the longest sleep: several times what the way to sleep takes.
+    const LONGEST: u64 = 32;
+    /// Microseconds that a turn may take.
+    const TURN: u64 = 100;
+    let sleeper = lab.worker(1, |_| {
+        // Knuth's MMIX generator; its upper bits are the better ones.
+        let mut state = 1u64;
+        loop {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let ticks = (state >> 32) % time::microseconds(LONGEST).max(1);
+            if time::sleep_until(time::now() + ticks) != Ok(()) {
+                WRONG.count();
+            }
+            ROUNDS.count();
+        }
+    })?;
+    let end = time::now() + time::microseconds(TURNS * TURN);
+    // Looks all the time: its own deadlines might be lost as well.
+    while ROUNDS.get() < TURNS {
+        if time::now() > end {
+            return Err(Failure::Wrong("turns", ROUNDS.get(), TURNS));
+        }
+        // At a hint of waiting QEMU changes to the other CPU's instructions, which takes it long.
+        (0..1_000).for_each(|step| drop(core::hint::black_box(step)));
+        core::hint::spin_loop();
+    }
+    same("calls that did something else", WRONG.get(), 0)?;
+    sleeper.end()
 }
