@@ -7,6 +7,7 @@
 //! | [`session`] | a machine under test: type, wait, transcript |
 //! | [`machines`], [`bochs`] | images, each built once; where they boot |
 //! | [`report`] | claims, summary, skips |
+//! | [`bounded`] | programs that may not end |
 //!
 //! Transcripts are in `build/suite`. The suite changes nothing on the machine but missing Debian
 //! packages, and those only when run as root.
@@ -16,6 +17,7 @@ mod against;
 mod bench;
 mod bochs;
 mod boot;
+mod bounded;
 mod debian;
 mod devices;
 mod fuzz;

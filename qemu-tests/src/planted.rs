@@ -8,13 +8,14 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use image_builder::controls::Control;
 use image_builder::progress::step;
 use image_builder::workspace::Workspace;
 
+use crate::bounded;
 use crate::hostile::{self, Verdict};
 use crate::machines::Machines;
 use crate::report::Report;
@@ -22,6 +23,13 @@ use crate::selftest;
 
 /// Random stories told about a build with a fault.
 const STORIES: &str = "400";
+
+/// How long a test of a faulty build may take, many times what it takes of a sound one; one that does
+/// not end caught nothing. Boots have the limits of the claims that they are for.
+const TEST: Duration = Duration::from_secs(600);
+
+/// How long a build may take.
+const BUILD: Duration = Duration::from_secs(1200);
 
 /// The build of the object code in which the environment's `PLANTED` names the fault.
 const BY_NAME: &str = "by-name";
@@ -243,6 +251,11 @@ impl Wrong {
 
 /// Plants every fault whose name, `planted-` before it, the suite's `--only` allows.
 pub fn run(machines: &Machines, report: &mut Report) {
+    report.line(format_args!(
+        "     a build may take {} s, a test {} s",
+        BUILD.as_secs(),
+        TEST.as_secs()
+    ));
     let mut caught_all = Vec::new();
     let mut objects = Objects::default();
     let wanted = |wrong: &Wrong| machines.wants(&format!("planted-{}", wrong.name()));
@@ -252,12 +265,14 @@ pub fn run(machines: &Machines, report: &mut Report) {
         match caught(machines, &mut objects, wrong, by) {
             Ok(who) => {
                 report.pass(&claim);
-                caught_all.push(format!("{what}: {who}, {:.0?}", started.elapsed()));
+                let (name, took) = (wrong.name(), started.elapsed());
+                caught_all.push(format!("| {what} | `{name}` | {who} | {took:.0?} |"));
             }
             Err(error) => report.fail(&claim, format!("{what}: {error:#}")),
         }
     }
-    report.line(format_args!("     caught, by whom:"));
+    report.line("     | fault | name | caught by | time |");
+    report.line("     |---|---|---|---|");
     for line in caught_all {
         report.line(format_args!("     {line}"));
     }
@@ -342,7 +357,10 @@ fn build(workspace: &Workspace, wrong: Wrong, target: &[&str]) -> Result<String>
         .args(["--cfg", &wrong.cfg()])
         .current_dir(&workspace.root)
         .env("CARGO_TARGET_DIR", workspace.target.join("planted"));
-    let out = step("Planting", wrong.name(), || build.output()).context("cannot start cargo")?;
+    let out = step("Planting", wrong.name(), || {
+        bounded::output(&mut build, BUILD)
+    })?
+    .context("the build did not end")?;
     let text = String::from_utf8_lossy(&out.stdout);
     let program = text.lines().filter_map(executable).next_back();
     program.with_context(|| {
@@ -360,9 +378,8 @@ fn one_that_fails(program: &str, fault: &str, tests: &[&str]) -> Result<String> 
             .env("PLANTED", fault)
             .env("PROPTEST_CASES", STORIES)
             .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1");
-        let out = test
-            .output()
-            .with_context(|| format!("cannot start {program}"))?;
+        let out = bounded::output(&mut test, TEST)?
+            .with_context(|| format!("{name} of {program} did not end"))?;
         let text = String::from_utf8_lossy(&out.stdout);
         ensure!(!text.contains("running 0 tests"), "there is no test {name}");
         if !out.status.success() {
@@ -401,7 +418,10 @@ fn by_vcpu_state(workspace: &Workspace, wrong: Wrong) -> Result<String> {
         .env("RUSTC_WORKSPACE_WRAPPER", &wrapper)
         .env("PROPTEST_CASES", STORIES)
         .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1");
-    let out = step("Planting", wrong.name(), || command.output()).context("cannot start cargo")?;
+    let out = step("Planting", wrong.name(), || {
+        bounded::output(&mut command, BUILD + TEST)
+    })?
+    .context("build and tests did not end")?;
     let text = String::from_utf8_lossy(&out.stdout);
     if !text.contains("\nrunning ") {
         bail!(
