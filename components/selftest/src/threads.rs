@@ -304,7 +304,9 @@ fn alarm(lab: &mut Lab) -> Result<(), Failure> {
             return Err(Failure::Wrong("turns", ROUNDS.get(), TURNS));
         }
         // At a hint of waiting QEMU changes to the other CPU's instructions, which takes it long.
-        (0..1_000).for_each(|step| drop(core::hint::black_box(step)));
+        for step in 0..1_000 {
+            core::hint::black_box(step);
+        }
         core::hint::spin_loop();
     }
     same("calls that did something else", WRONG.get(), 0)?;
