@@ -3,7 +3,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`host`], [`boot`], [`guests`], [`hostile`], [`devices`], [`mod@iommu`], [`store`], [`debian`], [`selftest`], [`restart`], [`size`], [`mod@bench`], [`against`], [`vmx`] | the groups |
+//! | [`host`], [`boot`], [`guests`], [`hostile`], [`devices`], [`mod@iommu`], [`store`], [`debian`], [`selftest`], [`interference`], [`restart`], [`size`], [`mod@bench`], [`against`], [`vmx`] | the groups |
 //! | [`session`] | a machine under test: type, wait, transcript |
 //! | [`machines`], [`bochs`] | images, each built once; where they boot |
 //! | [`report`] | claims, summary, skips |
@@ -24,6 +24,7 @@ mod fuzz;
 mod guests;
 mod host;
 mod hostile;
+mod interference;
 mod iommu;
 mod machines;
 mod made;
@@ -229,6 +230,7 @@ fn run(cli: &Cli) -> Result<bool> {
             Group::Oracle => xen::record::run(&mut machines, &mut report, cli.full, cli.again),
             Group::Selftest => {
                 selftest::run(&mut machines, &mut report);
+                interference::run(&mut machines, &mut report);
                 made::run(&machines, &mut report);
             }
             Group::Size => size::run(&machines.workspace, &mut report),
