@@ -140,13 +140,15 @@ impl Pending {
             .zip((0u32..).step_by(64))
             .flat_map(|(word, first)| {
                 // Words without bits, which most are, are not written.
-                let bits = match word.load(Ordering::SeqCst) {
+                let mut bits = match word.load(Ordering::SeqCst) {
                     0 => 0,
                     _ => word.swap(0, Ordering::SeqCst),
                 };
-                (0..64u32)
-                    .filter(move |bit| bits >> bit & 1 != 0)
-                    .map(move |bit| first + bit)
+                core::iter::from_fn(move || {
+                    let lowest = (bits != 0).then(|| first + bits.trailing_zeros());
+                    bits &= bits.wrapping_sub(1);
+                    lowest
+                })
             })
     }
 

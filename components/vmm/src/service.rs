@@ -102,8 +102,11 @@ impl Service {
             };
             let (ring, port) = &self.console;
             let mut gone = false;
+            // In the end, what the guest wrote last.
+            let console = service::CONSOLE | service::GUEST_CONSOLE | service::STOPPED | PEERS;
             if let (Some(attached), Some(writer), Some(reader)) =
                 (&mut self.attached, writer.as_mut(), reader.as_mut())
+                && bits & console != 0
             {
                 // A ring page that the guest took out of its memory carries nothing.
                 let out = ring.output(&shared.ram, writer).unwrap_or(false);

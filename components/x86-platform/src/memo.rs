@@ -154,8 +154,8 @@ struct Entry<W, T> {
     answer: T,
 }
 
-/// Answers by key, `ENTRIES` (a power of two) of them; two keys that share a place drive each other
-/// out.
+/// Answers by key, `ENTRIES` (a power of two) of them. Each key has two places that it may be in; of three
+/// keys that share them, two drive each other out.
 pub struct Memo<W, T, const ENTRIES: usize> {
     entries: Box<[Option<Entry<W, T>>; ENTRIES]>,
 }
@@ -177,7 +177,21 @@ impl<W: Copy + PartialEq, T: Copy, const ENTRIES: usize> Memo<W, T, ENTRIES> {
     /// The answer that working it out now would give, if it is known.
     #[inline(always)]
     pub fn get<M: GuestMemory<Word = W>>(&self, memory: &M, key: u64) -> Option<&T> {
-        let entry = self.entries.get(self.place(key))?.as_ref()?;
+        let place = self.place(key);
+        match self.entries.get(place)? {
+            Some(entry) if entry.key == key => entry.proof.holds(memory).then_some(&entry.answer),
+            _ => self.get_second(memory, key, place ^ 1),
+        }
+    }
+
+    #[inline(never)]
+    fn get_second<M: GuestMemory<Word = W>>(
+        &self,
+        memory: &M,
+        key: u64,
+        place: usize,
+    ) -> Option<&T> {
+        let entry = self.entries.get(place)?.as_ref()?;
         (entry.key == key && entry.proof.holds(memory)).then_some(&entry.answer)
     }
 
@@ -191,7 +205,18 @@ impl<W: Copy + PartialEq, T: Copy, const ENTRIES: usize> Memo<W, T, ENTRIES> {
         answer: T,
     ) {
         let place = self.place(key);
-        if let (Some(proof), Some(entry)) = (witness.proof(words), self.entries.get_mut(place)) {
+        let Some(proof) = witness.proof(words) else {
+            return;
+        };
+        // Whatever other key was here moves over, and what was there goes.
+        let before = self.entries.get(place).copied().flatten();
+        if let (Some(before), Some(entry)) = (
+            before.filter(|before| before.key != key),
+            self.entries.get_mut(place ^ 1),
+        ) {
+            *entry = Some(before);
+        }
+        if let Some(entry) = self.entries.get_mut(place) {
             *entry = Some(Entry { key, proof, answer });
         }
     }

@@ -10,6 +10,7 @@ use measure::{Line, Meter};
 use crate::output::{Output, say};
 use guest_kit::boot::LAPIC_ADDRESS;
 use guest_kit::cpu;
+use guest_kit::peer::Peer;
 use guest_kit::xen::Xen;
 
 /// IA32_APIC_BASE, its enable bit and its x2APIC bit (Intel SDM vol. 3, 10.4.4 and 10.12.1).
@@ -38,24 +39,43 @@ impl<'a> Bench<'a> {
     }
 
     #[inline(always)]
-    fn row<P, R>(&self, name: &str, prepare: impl FnMut() -> P, operation: impl FnMut(P) -> R) {
+    pub(crate) fn row<P, R>(
+        &self,
+        name: &str,
+        prepare: impl FnMut() -> P,
+        operation: impl FnMut(P) -> R,
+    ) {
         let summary = self.meter.measure(prepare, operation);
         say!(self.output, "{}", Line::Row(name, summary));
     }
 
-    fn skip(&self, name: &str, reason: fmt::Arguments<'_>) {
+    pub(crate) fn skip(&self, name: &str, reason: fmt::Arguments<'_>) {
         say!(self.output, "BENCH-SKIP name={name} reason={reason}");
     }
 
-    /// Every row.
-    pub fn all(&self) {
+    /// Every row; `other` is the domain of the other guest.
+    pub fn all(&self, other: Option<u16>) {
+        // Before anything is measured the other guest has come to rest.
+        let peer = Xen::find().zip(other);
+        let peer = peer.and_then(|(xen, other)| Peer::find(xen, other));
         self.cpu();
         self.local_apic();
         match Xen::find() {
-            Some(xen) => self.xen(xen),
+            Some(xen) => {
+                self.xen(xen);
+                self.disk(xen);
+            }
             None => {
                 for name in ["hypercall_xen_version", "evtchn_send_ipi"] {
                     self.skip(name, format_args!("not on Xen"));
+                }
+            }
+        }
+        match (Xen::find(), peer) {
+            (Some(xen), Some(peer)) => self.another_guest(xen, peer),
+            _ => {
+                for name in ["grant_map_unmap", "grant_copy_4k", "event_there_and_back"] {
+                    self.skip(name, format_args!("there is no other guest"));
                 }
             }
         }

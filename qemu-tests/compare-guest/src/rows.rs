@@ -12,8 +12,9 @@ use guest_kit::cpu;
 use measure::{SAMPLES, ticks};
 
 use crate::interrupts;
+use guest_kit::peer::{self, Peer};
 use guest_kit::say;
-use guest_kit::xen::{Copy, Deadline, Errno, SharedInfo, Xen};
+use guest_kit::xen::{Copy, Deadline, Errno, MapGrant, SharedInfo, Xen};
 
 /// IA32_APIC_BASE, its enable bit and its x2APIC bit (Intel SDM vol. 3, 10.4.4 and 10.12.1).
 const APIC_BASE: u32 = 0x1b;
@@ -192,7 +193,9 @@ fn samples(mut sample: impl FnMut() -> Result<u64, Why>) -> Result<[u64; SAMPLES
 }
 
 /// Measures every row, then prints them.
-pub fn measure_and_say(xen: Xen) {
+pub fn measure_and_say(xen: Xen, other: Option<u16>) {
+    // Before anything is measured the other guest has come to rest.
+    let peer = other.and_then(|other| Peer::find(xen, other));
     let mut rows = Rows::new();
     processor(&mut rows, xen);
     local_apic(&mut rows);
@@ -208,9 +211,22 @@ pub fn measure_and_say(xen: Xen) {
         "hlt_to_timer_upcall",
     ];
     let before = rows.count;
-    if let Err(errno) = events(&mut rows, xen) {
+    let shared = xen.shared_info();
+    let done = shared.and_then(|shared| events(&mut rows, xen, shared));
+    if let Err(errno) = done {
         for name in names.iter().skip(rows.count - before) {
             rows.add(name, Err(Why::Refused(errno)));
+        }
+    }
+    match (peer, shared) {
+        (Some(peer), Ok(shared)) => {
+            another_guest(&mut rows, xen, shared, peer);
+            peer.end(xen);
+        }
+        _ => {
+            for name in ["grant_map_unmap", "grant_copy_4k", "event_there_and_back"] {
+                rows.add(name, Err(Why::Missing("there is no other guest")));
+            }
         }
     }
     for (name, counted) in rows.found.iter().take(rows.count) {
@@ -299,9 +315,43 @@ fn hypercalls(rows: &mut Rows, xen: Xen) {
     }
 }
 
+/// What is between two guests. Interrupts are installed.
+fn another_guest(rows: &mut Rows, xen: Xen, shared: SharedInfo, peer: Peer) {
+    // Beside the page that stays mapped.
+    let mut map = MapGrant::of(peer.domain, peer::GRANT, peer::PLACE + LARGE_PAGE);
+    let failed = |why| Err(Why::Missing(why));
+    let mut map_and_unmap = || {
+        // SAFETY: nothing is there, and nothing uses it.
+        let mapped = unsafe { xen.map_grant(&mut map) };
+        let mut end = map.end();
+        // SAFETY: nothing uses it.
+        let ended = unsafe { xen.unmap_grant(&mut end) };
+        mapped.is_ok() && ended.is_ok() && (map.status, end.status) == (0, 0)
+    };
+    if map_and_unmap() {
+        rows.pair("grant_map_unmap", || (), map_and_unmap);
+    } else {
+        rows.add("grant_map_unmap", failed("it is refused"));
+    }
+    let mut copy = Copy::granted(peer.domain, peer::GRANT, 4096);
+    match xen.copy(&mut copy) {
+        Ok(0) => rows.pair("grant_copy_4k", || (), || xen.copy(&mut copy)),
+        Ok(_) => rows.add("grant_copy_4k", failed("the copy failed")),
+        Err(errno) => rows.add("grant_copy_4k", Err(errno.into())),
+    }
+    rows.until_upcall(
+        "event_there_and_back",
+        || shared.clear(peer.port),
+        || {
+            xen.send(&peer.port)?;
+            interrupts::halt();
+            Ok(())
+        },
+    );
+}
+
 /// First without an upcall, then with.
-fn events(rows: &mut Rows, xen: Xen) -> Result<(), Errno> {
-    let shared = xen.shared_info()?;
+fn events(rows: &mut Rows, xen: Xen, shared: SharedInfo) -> Result<(), Errno> {
     let port = xen.bind_ipi()?;
     // There is no vector yet, and interrupts are off: the upcall cannot come.
     xen.send(&port)?;

@@ -1,14 +1,19 @@
 //! What our own PVH guests share: the way from the entry point to Rust, exceptions, instructions
-//! as functions, Xen's hypercalls, and lines on its debug port. For `bench-guest`, `compare-guest` and
+//! as functions, Xen's hypercalls, lines on its debug port, grants, another guest, and a disk's front end. For `bench-guest`, `compare-guest` and
 //! `hostile-guest`, which run unmodified on microvisor and on Xen.
 //!
 //! A guest that uses this defines its first function by [`entry!`] and links with `link.ld`.
-//! Nothing here allocates, waits, or turns interrupts on.
+//! Nothing here allocates; only [`disk`] and [`peer`] wait, and only [`interrupts`] turns them on.
 #![no_std]
 
 pub mod boot;
 pub mod cpu;
 pub mod debug_port;
+pub mod disk;
+pub mod grants;
+pub mod interrupts;
+pub mod pages;
+pub mod peer;
 pub mod trap;
 pub mod xen;
 

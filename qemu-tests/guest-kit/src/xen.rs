@@ -5,10 +5,10 @@ use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use crate::cpu;
+use crate::{cpu, pages};
 
 /// Hypercall numbers (public/xen.h).
-mod number {
+pub(crate) mod number {
     pub const MEMORY_OP: u64 = 12;
     pub const XEN_VERSION: u64 = 17;
     pub const CONSOLE_IO: u64 = 18;
@@ -27,15 +27,19 @@ const DOMID_SELF: u16 = 0x7ff0;
 const VIRQ_TIMER: u32 = 0;
 /// `XENMEM_add_to_physmap` (public/memory.h).
 const ADD_TO_PHYSMAP: u64 = 7;
-/// `XENMAPSPACE_shared_info` (public/memory.h).
+/// `XENMAPSPACE_shared_info`, `_grant_table` (public/memory.h).
 const SPACE_SHARED_INFO: u32 = 0;
+const SPACE_GRANT_TABLE: u32 = 1;
 /// `SCHEDOP_yield`, `_shutdown`, `_poll` (public/sched.h).
 const YIELD: u64 = 0;
 const SHUTDOWN: u64 = 2;
 const POLL: u64 = 3;
-/// `EVTCHNOP_bind_virq`, `_send`, `_bind_ipi` (public/event_channel.h).
+/// `EVTCHNOP_bind_interdomain`, `_bind_virq`, `_send`, `_alloc_unbound`, `_bind_ipi`
+/// (public/event_channel.h).
+const BIND_INTERDOMAIN: u64 = 0;
 const BIND_VIRQ: u64 = 1;
 const SEND: u64 = 4;
+const ALLOC_UNBOUND: u64 = 6;
 const BIND_IPI: u64 = 7;
 /// `VCPUOP_stop_periodic_timer`, `_set_singleshot_timer` (public/vcpu.h).
 const STOP_PERIODIC: u64 = 7;
@@ -52,8 +56,14 @@ const CALLBACK_VECTOR: u64 = 2 << 56;
 pub const PARAM_CONSOLE_PFN: u32 = 17;
 /// `HVM_PARAM_CONSOLE_EVTCHN` (public/hvm/params.h).
 pub const PARAM_CONSOLE_EVTCHN: u32 = 18;
-/// `GNTTABOP_copy` (public/grant_table.h).
+/// `GNTTABOP_map_grant_ref`, `_unmap_grant_ref`, `_copy` (public/grant_table.h).
+const MAP: u64 = 0;
+const UNMAP: u64 = 1;
 const COPY: u64 = 5;
+/// `GNTMAP_host_map` (public/grant_table.h).
+const HOST_MAP: u32 = 2;
+/// `GNTCOPY_source_gref` (public/grant_table.h).
+const SOURCE_IS_GRANT: u16 = 1;
 
 /// A page of its own.
 #[repr(C, align(4096))]
@@ -105,7 +115,7 @@ impl Xen {
     /// # Safety
     /// What the arguments point at must be what the hypercall expects, for as long as it uses it.
     #[inline(always)]
-    unsafe fn call(self, number: u64, a: u64, b: u64, c: u64) -> Result<u64, Errno> {
+    pub(crate) unsafe fn call(self, number: u64, a: u64, b: u64, c: u64) -> Result<u64, Errno> {
         let entry = HYPERCALL_PAGE.0.get() as u64 + number * 32;
         let answer: i64;
         // SAFETY: the hypervisor filled the page before a `Xen` existed. It may change the
@@ -240,19 +250,74 @@ impl Xen {
 
     /// Maps the shared info page.
     pub fn shared_info(self) -> Result<SharedInfo, Errno> {
-        // `xen_add_to_physmap` (public/memory.h): domain and size, space, index, frame.
-        let add = [
-            u64::from(DOMID_SELF) | u64::from(SPACE_SHARED_INFO) << 32,
-            0,
-            SHARED_INFO.frame(),
-        ];
-        // SAFETY: alive during the call, only read. The frame is a page that is kept for this, so
-        // what is replaced holds nothing.
-        unsafe { self.call(number::MEMORY_OP, ADD_TO_PHYSMAP, &raw const add as u64, 0)? };
+        // SAFETY: a page that is kept for this.
+        unsafe { self.add_to_physmap(SPACE_SHARED_INFO, SHARED_INFO.frame())? };
         Ok(SharedInfo(SHARED_INFO.0.get() as u64))
     }
 
-    /// Copies bytes from one page of this domain to another; what each entry answered.
+    /// Maps the first page of the grant table in place of one of the program's own.
+    pub(crate) fn map_grant_table(self, page: pages::Page) -> Result<(), Errno> {
+        // SAFETY: such pages are used through atomics only, whatever they hold.
+        unsafe { self.add_to_physmap(SPACE_GRANT_TABLE, page.frame().into()) }
+    }
+
+    /// Maps the first page of a space of Xen's in place of a frame.
+    ///
+    /// # Safety
+    /// The frame must be one whose content the program does not need.
+    unsafe fn add_to_physmap(self, space: u32, frame: u64) -> Result<(), Errno> {
+        // `xen_add_to_physmap` (public/memory.h): domain and size, space, index, frame.
+        let add = [u64::from(DOMID_SELF) | u64::from(space) << 32, 0, frame];
+        // SAFETY: alive during the call, only read; the rest is promised by the caller.
+        unsafe { self.call(number::MEMORY_OP, ADD_TO_PHYSMAP, &raw const add as u64, 0)? };
+        Ok(())
+    }
+
+    /// A port that a domain may bind.
+    pub fn offer(self, domain: u16) -> Result<u32, Errno> {
+        // `evtchn_alloc_unbound` (public/event_channel.h): domain, remote domain, port.
+        let mut words = [u32::from(DOMID_SELF) | u32::from(domain) << 16, 0];
+        let at = &raw mut words as u64;
+        // SAFETY: alive during the call.
+        unsafe { self.call(number::EVENT_CHANNEL_OP, ALLOC_UNBOUND, at, 0)? };
+        Ok(words[1])
+    }
+
+    /// An own port, bound to the one that a domain offers.
+    pub fn bind(self, domain: u16, remote: u32) -> Result<u32, Errno> {
+        // `evtchn_bind_interdomain` (public/event_channel.h): domain, its port, own port.
+        let mut words = [u32::from(domain), remote, 0];
+        let at = &raw mut words as u64;
+        // SAFETY: alive during the call.
+        unsafe { self.call(number::EVENT_CHANNEL_OP, BIND_INTERDOMAIN, at, 0)? };
+        Ok(words[2])
+    }
+
+    /// Maps a page that a domain granted, to read and write; the status is in the structure.
+    ///
+    /// # Safety
+    /// The program must not need what it has at that address, and use what it then has through atomics.
+    #[inline(always)]
+    pub unsafe fn map_grant(self, map: &mut MapGrant) -> Result<(), Errno> {
+        let at = &raw mut *map as u64;
+        // SAFETY: one `gnttab_map_grant_ref`, alive during the call; the rest is promised by the caller.
+        unsafe { self.call(number::GRANT_TABLE_OP, MAP, at, 1)? };
+        Ok(())
+    }
+
+    /// Ends a mapping; the status is in the structure.
+    ///
+    /// # Safety
+    /// The program must not use the mapping any more.
+    #[inline(always)]
+    pub unsafe fn unmap_grant(self, unmap: &mut UnmapGrant) -> Result<(), Errno> {
+        let at = &raw mut *unmap as u64;
+        // SAFETY: one `gnttab_unmap_grant_ref`, alive during the call; the rest is promised by the caller.
+        unsafe { self.call(number::GRANT_TABLE_OP, UNMAP, at, 1)? };
+        Ok(())
+    }
+
+    /// Copies bytes of a page; what the entry answered.
     #[inline(always)]
     pub fn copy(self, copy: &mut Copy) -> Result<i16, Errno> {
         let address = &raw mut *copy as u64;
@@ -272,7 +337,58 @@ pub struct Deadline {
     pub flags: u64,
 }
 
-/// `gnttab_copy` (public/grant_table.h), from [`FROM`] to [`TO`], both by frame.
+/// `gnttab_map_grant_ref` (public/grant_table.h).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct MapGrant {
+    at: u64,
+    flags: u32,
+    reference: u32,
+    domain: u16,
+    /// `GNTST_*`.
+    pub status: i16,
+    handle: u32,
+    bus: u64,
+}
+
+impl MapGrant {
+    /// Of a domain's grant, at a guest-physical address.
+    pub fn of(domain: u16, reference: u32, at: u64) -> MapGrant {
+        MapGrant {
+            at,
+            flags: HOST_MAP,
+            reference,
+            domain,
+            status: 1,
+            handle: 0,
+            bus: 0,
+        }
+    }
+
+    /// What ends it, once it is mapped.
+    #[inline(always)]
+    pub fn end(&self) -> UnmapGrant {
+        UnmapGrant {
+            at: self.at,
+            bus: 0,
+            handle: self.handle,
+            status: 1,
+        }
+    }
+}
+
+/// `gnttab_unmap_grant_ref` (public/grant_table.h).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UnmapGrant {
+    at: u64,
+    bus: u64,
+    handle: u32,
+    /// `GNTST_*`.
+    pub status: i16,
+}
+
+/// `gnttab_copy` (public/grant_table.h) to [`TO`], by frame.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Copy {
@@ -304,6 +420,16 @@ impl Copy {
             bytes,
             flags: 0,
             status: 1,
+        }
+    }
+
+    /// Of the first `bytes` of a page that a domain granted.
+    pub fn granted(domain: u16, reference: u32, bytes: u16) -> Copy {
+        Copy {
+            from: u64::from(reference),
+            from_domain: domain,
+            flags: SOURCE_IS_GRANT,
+            ..Copy::of(bytes)
         }
     }
 }
@@ -358,6 +484,12 @@ impl SharedInfo {
         self.word(Self::PENDING_SELECTOR).store(0, Ordering::SeqCst);
         self.pending(port)
             .fetch_and(!(1 << (port % 64)), Ordering::SeqCst);
+    }
+
+    /// Takes the second level back, so that the next event of any port is an upcall.
+    #[inline(always)]
+    pub fn forget_selector(self) {
+        self.word(Self::PENDING_SELECTOR).store(0, Ordering::SeqCst);
     }
 
     /// Marks an event as pending.

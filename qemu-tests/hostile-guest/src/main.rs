@@ -55,7 +55,7 @@ fn main(start_info: u64) -> ! {
         }
         "reach" => places::run(),
         "disk" => {
-            disk::run(&xen, words.next().unwrap_or("good"));
+            disk::run(words.next().unwrap_or("good"));
             0
         }
         "triple" => trap::triple_fault(),

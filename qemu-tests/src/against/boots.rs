@@ -208,9 +208,11 @@ const MORE: &str = "tsc_mode = \"native\"\n";
 const BEGIN: &str = "\
 say() { echo \"compare-dom0: $*\"; }
 free() { xl info | awk '/^free_memory/ { print $3 }'; }
+xl create /guests/peer.cfg
 xl create /guests/compare.cfg
 sleep 30
 xl destroy compare
+xl destroy peer
 say rests
 sleep 1000
 say rested
@@ -248,8 +250,10 @@ pub fn prepare_xen(machines: &Machines) -> Result<Xen> {
         initrd: Some(&initrd),
         ..guest("linux", linux::CMDLINE, GUEST)
     };
+    // Their domain ids are 1 and 2, as in `systems/compare.toml`.
     let guests = [
-        guest("compare", "", GUEST),
+        guest("peer", "peer 2", SMALL),
+        guest("compare", "with 1", GUEST),
         linux,
         guest("idle", "idle", SMALL),
     ];

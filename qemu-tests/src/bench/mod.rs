@@ -33,6 +33,19 @@ struct Row {
     from: Producer,
     /// An exit to the guest's own VMM, and back into the guest.
     own_vmm: bool,
+    /// The only components are VMMs: all are linked at the same addresses, so names are right for one only.
+    vmm_alone: bool,
+}
+
+impl Row {
+    /// By how many instructions what was recorded may differ from what was measured. Where threads wait for
+    /// each other and time passes, it does, by little.
+    fn slack(&self, instructions: u64) -> u64 {
+        match (self.own_vmm, self.from) {
+            (false, Producer::Guest) => instructions / 100,
+            _ => 0,
+        }
+    }
 }
 
 const fn exit(name: &'static str, limit: u64, from: Producer) -> Row {
@@ -41,6 +54,18 @@ const fn exit(name: &'static str, limit: u64, from: Producer) -> Row {
         limit,
         from,
         own_vmm: true,
+        vmm_alone: matches!(from, Producer::Guest),
+    }
+}
+
+/// What involves others than the guest's own VMM.
+const fn others(name: &'static str, limit: u64, vmm_alone: bool) -> Row {
+    Row {
+        name,
+        limit,
+        from: Producer::Guest,
+        own_vmm: false,
+        vmm_alone,
     }
 }
 
@@ -50,6 +75,7 @@ const fn call(name: &'static str, limit: u64) -> Row {
         limit,
         from: Producer::Component,
         own_vmm: false,
+        vmm_alone: false,
     }
 }
 
@@ -63,6 +89,11 @@ const ROWS: &[Row] = &[
     exit("port_out", 500, Producer::Guest),
     exit("lapic_read", 1400, Producer::Guest),
     exit("evtchn_send_ipi", 900, Producer::Guest),
+    others("blkfront_read_4k", 16_000, false),
+    others("blkfront_read_128k", 90_000, false),
+    others("grant_map_unmap", 18_000, true),
+    others("grant_copy_4k", 24_000, true),
+    others("event_there_and_back", 14_000, true),
     call("ipc_same_as", 350),
     call("ipc_cross_as", 420),
     call("idl_call", 900),
@@ -81,7 +112,7 @@ pub struct Options {
 
 /// Runs the group.
 pub fn run(machines: &mut Machines, report: &mut Report, options: Options) {
-    let measured = machines.image("bench").and_then(|image| {
+    let measured = image(machines).and_then(|image| {
         let mut machine = Machine::of(&image);
         machine.smp = 1;
         machine.icount = true;
@@ -124,7 +155,7 @@ pub fn run(machines: &mut Machines, report: &mut Report, options: Options) {
             ..baseline::Cost::default()
         };
         if let (Ok((code, _)), Ok((_, operation))) = (&recorded, &dear) {
-            for (place, count) in code.segments(operation, row.from == Producer::Guest) {
+            for (place, count) in code.segments(operation, row.vmm_alone) {
                 if options.segments {
                     report.line(format_args!("     {:<24}{count:>8} {place}", ""));
                 }
@@ -203,7 +234,7 @@ fn own_vmm_is_cheap(counts: &[(&Row, Counts)]) -> Result<()> {
 /// Every row as Bochs counts it, to be shown and not held to a limit, with VMREADs and VMWRITEs of those
 /// that the guest measures. A row that is missing is an error.
 pub fn in_bochs(machines: &mut Machines) -> Result<Vec<(&'static str, u64, Option<Accesses>)>> {
-    let image = machines.image("bench")?;
+    let image = image(machines)?;
     let mut machine = Machine::of(&image);
     machine.smp = 1;
     let sites = trace::sites(trace::guest_file(&image, "bench-guest")?)?;
@@ -230,8 +261,12 @@ pub fn in_bochs(machines: &mut Machines) -> Result<Vec<(&'static str, u64, Optio
                 return Ok((row.name, count, None));
             };
             let rounds = rounds.get(place).context("it was not printed")?;
-            let accesses = vmcs::of_length(empty, rounds, count).context(row.name)?;
-            Ok((row.name, count, Some(accesses)))
+            let accesses = vmcs::of_length(empty, rounds, count).context(row.name);
+            match accesses {
+                Ok(accesses) => Ok((row.name, count, Some(accesses))),
+                Err(_) if row.slack(count) != 0 => Ok((row.name, count, None)),
+                Err(error) => Err(error),
+            }
         })
         .collect()
 }
@@ -260,6 +295,19 @@ pub fn guest_segments(
             .collect())
     })
     .collect()
+}
+
+/// Bytes of the disk that the guest reads.
+const DISK: u64 = 1 << 20;
+
+/// The image, and before that the disk in it: each 8-byte word holds its number.
+fn image(machines: &mut Machines) -> Result<Image> {
+    let words = (0..DISK / 8).flat_map(u64::to_le_bytes);
+    // Where the description has it.
+    let folder = machines.workspace.root.join("build/suite");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("bench.img"), words.collect::<Vec<u8>>())?;
+    machines.image("bench")
 }
 
 fn transcript(machines: &Machines, image: &Image, machine: &Machine) -> Result<String> {
@@ -299,14 +347,19 @@ fn operation<'a>(
         .position(|name| name == row.name)
         .context("it was not measured")?;
     let rounds = rows.get(place).context("it was not recorded")?;
-    of_length(empty, rounds, instructions)
+    of_length(empty, rounds, instructions, row.slack(instructions))
 }
 
-fn of_length<'a>(empty: &Rounds, rounds: &'a Rounds, instructions: u64) -> Result<&'a Operation> {
+fn of_length<'a>(
+    empty: &Rounds,
+    rounds: &'a Rounds,
+    instructions: u64,
+    slack: u64,
+) -> Result<&'a Operation> {
     let empty = empty.iter().map(Vec::len).min();
     let empty = empty.context("the empty pair was not recorded")?;
     let lengths = || rounds.iter().map(|round| round.len().saturating_sub(empty));
-    let at = lengths().position(|length| length as u64 == instructions);
+    let at = lengths().position(|length| instructions.abs_diff(length as u64) <= slack);
     at.and_then(|at| rounds.get(at)).with_context(|| {
         let lengths: Vec<usize> = lengths().collect();
         format!("{instructions} instructions were measured, those recorded have {lengths:?}")
@@ -402,9 +455,10 @@ mod tests {
         let round = |length| vec![step; length];
         let empty = vec![round(7), round(9)];
         let rounds = vec![round(300), round(107)];
-        assert_eq!(of_length(&empty, &rounds, 100).unwrap().len(), 107);
-        assert!(of_length(&empty, &rounds, 101).is_err());
-        assert!(of_length(&Rounds::new(), &rounds, 100).is_err());
+        assert_eq!(of_length(&empty, &rounds, 100, 0).unwrap().len(), 107);
+        assert!(of_length(&empty, &rounds, 101, 0).is_err());
+        assert_eq!(of_length(&empty, &rounds, 101, 1).unwrap().len(), 107);
+        assert!(of_length(&Rounds::new(), &rounds, 100, 0).is_err());
     }
 
     /// Counts as they are when all is well.

@@ -15,7 +15,7 @@ struct Bytes(UnsafeCell<[u8; 4096]>);
 unsafe impl Sync for Bytes {}
 
 /// Pages that [`Page::own`] knows.
-pub const PAGES: usize = 24;
+pub const PAGES: usize = 48;
 static POOL: [Bytes; PAGES] = [const { Bytes(UnsafeCell::new([0; 4096])) }; PAGES];
 
 impl Page {
@@ -27,7 +27,12 @@ impl Page {
     /// The page at a frame that the hypervisor named, if it is mapped.
     pub fn at(frame: u64) -> Option<Page> {
         let address = frame.checked_mul(4096)?;
-        (frame != 0 && address < guest_kit::boot::MAPPED_END).then_some(Page(address))
+        (frame != 0 && address < crate::boot::MAPPED_END).then_some(Page(address))
+    }
+
+    /// The page at an address that is mapped one to one, with whatever is there.
+    pub(crate) const fn mapped(address: u64) -> Page {
+        Page(address)
     }
 
     /// Its frame.

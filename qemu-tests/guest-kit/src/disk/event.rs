@@ -1,17 +1,9 @@
 //! Events, without interrupts: ports are polled (`SCHEDOP_poll`) for at most a second at a time.
 
-use guest_kit::xen::SharedInfo;
-use hostile_calls::operations::number;
-
-use crate::xen::Xen;
+use crate::xen::{SharedInfo, Xen, number};
 
 /// `SCHEDOP_poll` (public/sched.h).
 const POLL: u64 = 3;
-/// `EVTCHNOP_send`, `_alloc_unbound` (public/event_channel.h).
-const SEND: u64 = 4;
-const ALLOC_UNBOUND: u64 = 6;
-/// `DOMID_SELF` (public/xen.h).
-const DOMID_SELF: u32 = 0x7ff0;
 /// Nanoseconds of a wait.
 const WAIT: u64 = 1_000_000_000;
 
@@ -25,36 +17,26 @@ struct Poll {
 }
 
 /// The right to wait.
-pub struct Events<'a> {
-    xen: &'a Xen,
+pub struct Events {
+    xen: Xen,
     shared: SharedInfo,
 }
 
-impl<'a> Events<'a> {
+impl Events {
     /// With the shared information mapped.
-    pub fn new(xen: &'a Xen) -> Option<Self> {
-        let shared = guest_kit::xen::Xen::find()?.shared_info().ok()?;
+    pub fn new(xen: Xen) -> Option<Self> {
+        let shared = xen.shared_info().ok()?;
         shared.mask_upcalls();
         Some(Events { xen, shared })
     }
 
     /// Sends an event.
     pub fn send(&self, port: u32) {
-        self.xen.call_words(number::EVENT, SEND, &mut [port]);
+        let _ = self.xen.send(&port);
     }
 
-    /// A port that domain `domain` may bind.
-    pub fn offer(&self, domain: u16) -> Option<u32> {
-        // `evtchn_alloc_unbound`: domain, remote domain, port.
-        let mut words = [DOMID_SELF | u32::from(domain) << 16, 0];
-        let answer = self
-            .xen
-            .call_words(number::EVENT, ALLOC_UNBOUND, &mut words);
-        (answer == 0).then_some(words[1])
-    }
-
-    /// Waits for the port's event or a second, and takes the event back.
-    pub fn wait(&self, port: u32) {
+    /// Waits for the port's event or a second, and takes the event back; whether there was one.
+    pub fn wait(&self, port: u32) -> bool {
         let ports = [port];
         // SAFETY: reading the TSC changes nothing.
         let now = self
@@ -69,8 +51,10 @@ impl<'a> Events<'a> {
         if !self.shared.is_pending(port) {
             let at = &raw const poll as u64;
             // SAFETY: both are alive during the call, and only read.
-            unsafe { self.xen.call(number::SCHED, &[POLL, at, 0, 0, 0]) };
+            let _ = unsafe { self.xen.call(number::SCHED_OP, POLL, at, 0) };
         }
+        let came = self.shared.is_pending(port);
         self.shared.clear(port);
+        came
     }
 }

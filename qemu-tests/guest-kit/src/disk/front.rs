@@ -4,22 +4,16 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering::{Acquire, Release, SeqCst};
 
-use hostile_calls::operations::number;
-
 use super::event::Events;
-use super::pages::Page;
 use super::store::{Answer, Dead, Kind, Store};
+use crate::grants::{Grants, PERMIT};
+use crate::pages::Page;
 use crate::xen::Xen;
 
 /// Where the toolstack writes of the guest's disk `xvda` (Xen, docs/man/xen-vbd-interface.7).
 const FRONT: &str = "device/vbd/51712";
 /// The backend's domain.
 const BACKEND: u16 = 0;
-/// `XENMEM_add_to_physmap`, `XENMAPSPACE_grant_table` (public/memory.h).
-const ADD_TO_PHYSMAP: u64 = 7;
-const SPACE_GRANT_TABLE: u32 = 1;
-/// `DOMID_SELF` (public/xen.h).
-const DOMID_SELF: u32 = 0x7ff0;
 /// Requests that a ring of one page has room for: the power of two not above (4096 - 64) / 112.
 pub const RING: u32 = 32;
 /// Bytes of `blkif_request` and where the ring's first is.
@@ -32,23 +26,24 @@ const ANSWER_EVENT: usize = 12;
 /// How often a second is waited for.
 const PATIENCE: u32 = 120;
 
-/// `GTF_permit_access`, `GTF_readonly` (public/grant_table.h).
-pub const PERMIT: u16 = 1;
-pub const READ_ONLY: u16 = 4;
-/// `GTF_reading` and `GTF_writing`: the other side has it mapped.
-pub const IN_USE: u16 = 8 | 16;
-
-/// `XenbusState` (public/io/xenbus.h).
+/// `XenbusStateInitialising` (public/io/xenbus.h); the others follow.
 pub const INITIALISING: &str = "1";
+/// `XenbusStateInitWait`.
 pub const INIT_WAIT: &str = "2";
+/// `XenbusStateInitialised`.
 pub const INITIALISED: &str = "3";
+/// `XenbusStateConnected`.
 pub const CONNECTED: &str = "4";
+/// `XenbusStateClosing`.
 pub const CLOSING: &str = "5";
+/// `XenbusStateClosed`.
 pub const CLOSED: &str = "6";
 
-/// `BLKIF_OP_*`.
+/// `BLKIF_OP_READ`.
 pub const READ: u8 = 0;
+/// `BLKIF_OP_WRITE`.
 pub const WRITE: u8 = 1;
+/// `BLKIF_OP_INDIRECT`.
 pub const INDIRECT: u8 = 6;
 
 /// A piece of a page.
@@ -56,8 +51,9 @@ pub const INDIRECT: u8 = 6;
 pub struct Segment {
     /// Grant of the page.
     pub grant: u32,
-    /// First and last sector in it.
+    /// First sector in it.
     pub first: u8,
+    /// Last sector in it.
     pub last: u8,
 }
 
@@ -77,12 +73,14 @@ pub type Status = Option<i16>;
 pub struct Text([u8; 160], usize);
 
 impl Text {
+    /// As much as there is room for.
     pub fn of(arguments: fmt::Arguments<'_>) -> Text {
         let mut text = Text([0; 160], 0);
         let _ = text.write_fmt(arguments);
         text
     }
 
+    /// The letters.
     pub fn as_str(&self) -> &str {
         core::str::from_utf8(self.0.get(..self.1).unwrap_or(&[])).unwrap_or("")
     }
@@ -100,11 +98,10 @@ impl Write for Text {
 
 /// The front end.
 pub struct Front<'a> {
-    events: &'a Events<'a>,
+    events: &'a Events,
     /// The store, for more than the front end needs.
     pub store: Store<'a>,
-    /// The grant table's first page.
-    grants: Page,
+    grants: Grants,
     /// The ring.
     pub ring: Page,
     port: u32,
@@ -116,23 +113,14 @@ pub struct Front<'a> {
 
 impl<'a> Front<'a> {
     /// With its ring in `ring` and the grant table at `grants`.
-    pub fn new(
-        xen: &Xen,
-        events: &'a Events<'a>,
-        grants: Page,
-        ring: Page,
-    ) -> Result<Front<'a>, Dead> {
-        // `xen_add_to_physmap`: domain and size, space, index, frame.
-        let mut add = [DOMID_SELF, SPACE_GRANT_TABLE, 0, 0, grants.frame(), 0];
-        if xen.call_words(number::MEMORY, ADD_TO_PHYSMAP, &mut add) != 0 {
-            return Err(Dead);
-        }
+    pub fn new(xen: Xen, events: &'a Events, grants: Page, ring: Page) -> Result<Front<'a>, Dead> {
+        let grants = Grants::at(xen, grants).map_err(|_| Dead)?;
         Ok(Front {
             events,
             store: Store::find(xen, events)?,
             grants,
             ring,
-            port: events.offer(BACKEND).ok_or(Dead)?,
+            port: xen.offer(BACKEND).map_err(|_| Dead)?,
             produced: 0,
             consumed: 0,
             next: 1,
@@ -141,16 +129,12 @@ impl<'a> Front<'a> {
 
     /// Grants a page, or takes a grant back; `flags` as they are in the table.
     pub fn grant(&self, reference: u32, page: u32, flags: u16, domain: u16) {
-        let at = reference as usize * 8;
-        self.grants.half(at).store(0, SeqCst);
-        self.grants.half(at + 2).store(domain, SeqCst);
-        self.grants.word(at + 4).store(page, SeqCst);
-        self.grants.half(at).store(flags, SeqCst);
+        self.grants.set(reference, page, flags, domain);
     }
 
     /// The flags of a grant now.
     pub fn flags(&self, reference: u32) -> &'static core::sync::atomic::AtomicU16 {
-        self.grants.half(reference as usize * 8)
+        self.grants.flags(reference)
     }
 
     /// Waits until the backend's node `state` has this value.
@@ -273,8 +257,7 @@ impl<'a> Front<'a> {
                 let id = self.ring.long(slot).load(SeqCst);
                 return Some((id, self.ring.half(slot + 10).load(SeqCst) as i16));
             }
-            self.events.wait(self.port);
-            if self.closed() {
+            if !self.events.wait(self.port) && self.closed() {
                 return None;
             }
         }

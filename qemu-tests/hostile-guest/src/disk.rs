@@ -12,23 +12,18 @@
 //! | `ring` | takes the ring's grant away, names the table's own page, jumps between states |
 //! | `store` | floods the store with watches, nodes and transactions |
 
-mod event;
-mod front;
-mod pages;
-mod store;
-
 use core::sync::atomic::Ordering::SeqCst;
 
-use guest_kit::say;
-
-use crate::xen::Xen;
-use event::Events;
-use front::{
-    CLOSED, CLOSING, CONNECTED, Front, IN_USE, INIT_WAIT, INITIALISED, INITIALISING, PERMIT, READ,
-    READ_ONLY, RING, Segment, Status, Text, WRITE, whole,
+use guest_kit::disk::event::Events;
+use guest_kit::disk::front::{
+    CLOSED, CLOSING, CONNECTED, Front, INDIRECT, INIT_WAIT, INITIALISED, INITIALISING, READ, RING,
+    Segment, Status, Text, WRITE, whole,
 };
-use pages::Page;
-use store::{Dead, Kind};
+use guest_kit::disk::store::{Dead, Kind};
+use guest_kit::grants::{IN_USE, PERMIT, READ_ONLY};
+use guest_kit::pages::Page;
+use guest_kit::say;
+use guest_kit::xen::Xen;
 
 /// Pages by what they are for.
 const GRANTS: usize = 0;
@@ -48,8 +43,8 @@ const SECTORS: u64 = 1024;
 const ROUNDS: u64 = 16;
 
 /// Does what `role` says; returns when that is done.
-pub fn run(xen: &Xen, role: &str) {
-    let Some(events) = Events::new(xen) else {
+pub fn run(role: &str) {
+    let Some((xen, events)) = Xen::find().and_then(|xen| Some((xen, Events::new(xen)?))) else {
         return say!("disk {role}: no events");
     };
     let front = Front::new(xen, &events, Page::own(GRANTS), Page::own(RING_PAGE));
@@ -269,12 +264,7 @@ fn requests(front: &mut Front<'_>) -> Result<(), Dead> {
         ("descriptors without a page", READ, 8, DATA_GRANT + 100),
         ("too many descriptors", READ, u16::MAX, DATA_GRANT + 7),
         ("no descriptors", READ, 0, DATA_GRANT + 7),
-        (
-            "descriptors of descriptors",
-            front::INDIRECT,
-            8,
-            DATA_GRANT + 7,
-        ),
+        ("descriptors of descriptors", INDIRECT, 8, DATA_GRANT + 7),
     ];
     for (what, operation, segments, page) in indirect {
         front.put_indirect(*operation, 0, *segments, &[*page]);

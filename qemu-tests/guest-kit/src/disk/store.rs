@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::event::Events;
-use super::pages::Page;
+use crate::pages::Page;
 use crate::xen::Xen;
 
 /// `HVM_PARAM_STORE_PFN` and `_EVTCHN` (public/hvm/params.h).
@@ -28,10 +28,15 @@ const PATIENCE: u32 = 300;
 pub struct Kind(pub u32);
 
 impl Kind {
+    /// `XS_READ`.
     pub const READ: Kind = Kind(2);
+    /// `XS_WATCH`.
     pub const WATCH: Kind = Kind(4);
+    /// `XS_TRANSACTION_START`.
     pub const TRANSACTION_START: Kind = Kind(6);
+    /// `XS_WRITE`.
     pub const WRITE: Kind = Kind(11);
+    /// `XS_RM`.
     pub const REMOVE: Kind = Kind(13);
     const WATCH_EVENT: Kind = Kind(15);
     const ERROR: Kind = Kind(16);
@@ -60,7 +65,7 @@ pub struct Dead;
 
 /// The connection.
 pub struct Store<'a> {
-    events: &'a Events<'a>,
+    events: &'a Events,
     ring: Page,
     port: u32,
     next: u32,
@@ -68,9 +73,9 @@ pub struct Store<'a> {
 
 impl<'a> Store<'a> {
     /// The one that the domain was given.
-    pub fn find(xen: &Xen, events: &'a Events<'a>) -> Result<Self, Dead> {
-        let ring = xen.param(STORE_PFN).and_then(Page::at).ok_or(Dead)?;
-        let port = xen.param(STORE_EVTCHN).ok_or(Dead)? as u32;
+    pub fn find(xen: Xen, events: &'a Events) -> Result<Self, Dead> {
+        let ring = xen.param(STORE_PFN).ok().and_then(Page::at).ok_or(Dead)?;
+        let port = xen.param(STORE_EVTCHN).map_err(|_| Dead)? as u32;
         Ok(Store {
             events,
             ring,
