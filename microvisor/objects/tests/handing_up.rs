@@ -11,6 +11,11 @@ use world::World;
 /// outside: `memories` memories, each of one frame, from slot 800 on, and of each a page, from slot
 /// 1000 on; and `single` pages of itself. The call that deletes the space was interrupted.
 fn interrupted(memories: u64, single: u64) -> World {
+    interrupted_after(memories, single, |_, _| ())
+}
+
+/// The same, after something was done with each memory.
+fn interrupted_after(memories: u64, single: u64, with: impl Fn(&mut World, u64)) -> World {
     let mut w = World::new();
     let ram = w.ram();
     w.make(ram, Kind::CapSpace, 1, 500, 1);
@@ -21,6 +26,7 @@ fn interrupted(memories: u64, single: u64) -> World {
     for n in 0..memories {
         w.make(700, Kind::Memory, 1, 800 + n, 1);
         w.make(800 + n, Kind::Frame, 12, 1000 + n, 1);
+        with(&mut w, n);
     }
     w.make(700, Kind::Frame, 12, 1300, single);
     w.ok(Call::Move, &[0, 700, 500, 1]);
@@ -69,6 +75,29 @@ fn memory_is_not_made_into_something_twice_while_a_space_dies() {
         let used = w.ok(Call::Inspect, &[0, 800 + n])[2];
         assert_eq!(used, 1, "memory {n}");
     });
+}
+
+#[test]
+fn memory_whose_pages_are_gone_is_whole_while_a_space_dies() {
+    for single in 0..2 {
+        let mut w = interrupted_after(80, single, |w, n| {
+            w.ok(Call::Delete, &[0, 1000 + n]);
+        });
+        for n in 0..80 {
+            assert_eq!(w.ok(Call::Inspect, &[0, 800 + n])[2], 0, "memory {n}");
+            w.make(800 + n, Kind::Frame, 12, 1000 + n, 1);
+        }
+        // The same one level further down.
+        let mut w = interrupted_after(40, single, |w, n| {
+            w.ok(Call::Delete, &[0, 1000 + n]);
+            w.make(800 + n, Kind::Memory, 1, 1000 + n, 1);
+            w.make(1000 + n, Kind::Frame, 12, 1200, 1);
+            w.ok(Call::Delete, &[0, 1200]);
+        });
+        for n in 0..40 {
+            assert_eq!(w.ok(Call::Inspect, &[0, 1000 + n])[2], 0, "memory {n}");
+        }
+    }
 }
 
 #[test]

@@ -174,9 +174,11 @@ impl World {
     /// As [`World::new`], with so many frames of physical memory.
     pub fn with(frames: u64) -> World {
         let mut memory = vec![0u64; (frames as usize + 1) * 512];
+        let skipped = memory.as_ptr().cast::<u8>().align_offset(4096);
+        // What is at address 0 belongs to nobody, and means nothing to whoever follows an empty link.
+        memory[skipped / 8..][..512].fill(u64::MAX);
         let mut table = vec![0u32; frames as usize];
-        let base = memory.as_mut_ptr().cast::<u8>();
-        let base = base.wrapping_add(base.align_offset(4096));
+        let base = memory.as_mut_ptr().cast::<u8>().wrapping_add(skipped);
         // SAFETY: the vectors live as long as the world, which owns the kernel, and are touched
         // only through the arena.
         let arena = unsafe { Arena::new(base, table.as_mut_ptr(), frames) };
