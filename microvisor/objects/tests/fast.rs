@@ -199,3 +199,26 @@ fn what_is_remembered_of_a_capability_ends_with_it() {
     w.turn();
     assert!(w.kernel.current(0).is_null(), "nobody receives there");
 }
+
+#[test]
+fn what_is_remembered_of_a_capability_does_not_stay_behind_when_it_moves() {
+    let (mut w, threads) = server();
+    for _ in 0..2 {
+        let _ = w.call(Call::Call, &[BADGED, 0, 0, 0, 0, 0]);
+        w.turn();
+        let _ = w.call(
+            Call::ReplyReceive,
+            &[ENDPOINTS | REPLIES << 32, 0, 0, 0, 0, 0],
+        );
+        w.turn();
+    }
+    assert_eq!(w.went_fast, 2);
+    w.ok(Call::Move, &[0, BADGED, 0, NOTIFICATION + 1]);
+    assert_eq!(
+        w.call(Call::Call, &[BADGED, 0, 0, 0, 0, 0]).0,
+        Status::InvalidCap
+    );
+    let _ = w.call(Call::Call, &[NOTIFICATION + 1, 0, 0, 0, 0, 0]);
+    w.turn();
+    assert_eq!(w.kernel.current(0), threads[2], "where it is now, it works");
+}

@@ -150,3 +150,33 @@ fn two_spaces_that_die_at_once_hand_everything_up() {
         assert!((0..80).all(|n| is_empty(&mut w, 800 + n) && is_empty(&mut w, 1000 + n)));
     }
 }
+
+#[test]
+fn a_space_that_died_hands_up_nothing_of_what_is_there_next() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Memory, 8, 502, 1);
+    w.make(502, Kind::CapSpace, 4, 500, 1);
+    w.make(ram, Kind::Memory, 100, 700, 1);
+    w.make(700, Kind::Frame, 12, 1000, 80);
+    w.ok(Call::Move, &[0, 700, 500, 1]);
+    assert_eq!(w.call(Call::Delete, &[0, 500]).0, Status::Again);
+    // Others take away what is left to hand up, and the space goes.
+    for n in 0..80 {
+        w.ok(Call::Delete, &[0, 1000 + n]);
+    }
+    while w.call(Call::Delete, &[0, 500]).0 == Status::Again {}
+    // In the same slot of the same memory is now a capability with a child, and another space dies.
+    w.make(502, Kind::CapSpace, 4, 500, 1);
+    w.make(ram, Kind::Memory, 1, 701, 1);
+    w.make(701, Kind::Frame, 12, 1000, 1);
+    w.ok(Call::Move, &[0, 701, 500, 1]);
+    w.make(ram, Kind::CapSpace, 1, 503, 1);
+    w.make(ram, Kind::Memory, 2, 702, 1);
+    w.make(702, Kind::Frame, 12, 1001, 2);
+    w.ok(Call::Move, &[0, 702, 503, 1]);
+    while w.call(Call::Delete, &[0, 503]).0 == Status::Again {}
+    assert!(!is_empty(&mut w, 1001) && !is_empty(&mut w, 1002));
+    w.ok(Call::Revoke, &[500, 1]);
+    assert!(is_empty(&mut w, 1000), "its child was handed up");
+}
