@@ -33,7 +33,7 @@
 //! # What is where
 //! [`startup`] the start contract with root; [`caps`] system calls by kind of capability;
 //! [`ipc`] clients and servers; [`memory`] mapping; [`vcpu`] state pages; [`thread`], [`time`],
-//! [`port`], [`mmio`], [`dma`], [`block`], [`peer`], [`store`], [`logging`], [`console`], [`sync`], [`slots`], [`mod@panic`].
+//! [`port`], [`mmio`], [`dma`], [`keep`], [`block`], [`peer`], [`store`], [`logging`], [`console`], [`sync`], [`slots`], [`mod@panic`].
 //!
 //! On a host the crate builds too: there the crate `microvisor-testkit` stands in the core's place,
 //! and a component's own code runs under `cargo test` (`host`). Without it every system call fails.
@@ -52,6 +52,7 @@ pub mod heap;
 #[cfg(not(target_os = "none"))]
 pub mod host;
 pub mod ipc;
+pub mod keep;
 pub mod local;
 pub mod logging;
 pub mod memory;

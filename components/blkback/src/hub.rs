@@ -9,12 +9,11 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use blkback::device::{Blocks, Submission, Token};
-use blkback::journal::Area;
 use blkback::pool::Pool;
 use idl::Name;
 use idl::requests::{Operation, Status as Ended};
 use sdk::block::{Data, Disk, DiskError};
-use sdk::dma::Region;
+use sdk::keep::Kept;
 use sdk::prelude::*;
 use sdk::store::Store;
 use sdk::sync::Mutex;
@@ -77,22 +76,6 @@ pub struct Hub {
     pub kept: Kept,
     /// Places in `kept` that are in use.
     pub notes: Mutex<Vec<u64>>,
-}
-
-/// Memory that outlives the component.
-#[derive(Clone, Copy)]
-pub struct Kept(pub Region);
-
-impl Area for Kept {
-    fn words(&self) -> u64 {
-        self.0.bytes() / 8
-    }
-    fn read(&self, word: u64) -> u64 {
-        self.0.read64(word * 8)
-    }
-    fn write(&mut self, word: u64, value: u64) {
-        self.0.write64(word * 8, value);
-    }
 }
 
 impl Line {

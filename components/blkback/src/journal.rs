@@ -4,18 +4,10 @@
 
 use alloc::vec::Vec;
 
+use sdk::keep::Area;
+
 use crate::proto::Outcome;
 use crate::ring::{Journal, Response};
-
-/// Words of 64 bits that outlive the component. Each store is done before the next.
-pub trait Area {
-    /// How many words.
-    fn words(&self) -> u64;
-    /// Loads one; 0 beyond the end.
-    fn read(&self, word: u64) -> u64;
-    /// Stores one; nothing beyond the end.
-    fn write(&mut self, word: u64, value: u64);
-}
 
 /// Words of a note: whose it is, number of the first request and count, then two for each answer.
 const WORDS: u64 = 64;

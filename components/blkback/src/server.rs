@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use idl::requests::{Operation, Status as Ended};
 use idl::volume::Source;
 use sdk::block::Disk;
-use sdk::dma::Space;
+use sdk::keep::Kept;
 use sdk::prelude::*;
 use sdk::startup::{DOMAINS, PEERS};
 use sdk::store::{Error, Store};
@@ -19,7 +19,7 @@ use sdk::{memory, thread, time};
 use volume::{Base, Extent, Missing, SECTOR, Volume, find, gpt};
 
 use crate::guest;
-use crate::hub::{GONE_BIT, Hub, Kept, Line, STORE_BIT, Seat, Served};
+use crate::hub::{GONE_BIT, Hub, Line, STORE_BIT, Seat, Served};
 
 /// Bits of the own notification: the disk answered, the store has events, guests are to be looked for.
 const DISK_ANSWERS: u64 = 1;
@@ -59,8 +59,7 @@ fn prepare(env: &Env) -> Result<Hub, String> {
         env.missing("threads", "9");
     }
     let core = |status: Status| format!("{status:?}");
-    // No device uses it: its addresses are nobody's business.
-    let kept = Space::new(false).and_then(|mut space| space.map(&env.keep));
+    let kept = Kept::map(&env.keep).map_err(core)?;
     let mut disk = match env.wire("block") {
         None => None,
         Some(_) => Some(
@@ -96,7 +95,7 @@ fn prepare(env: &Env) -> Result<Hub, String> {
         line: disk.map(|disk| Mutex::new(Line::new(disk, seats.len()))),
         volumes,
         seats,
-        kept: Kept(kept.map_err(core)?),
+        kept,
         notes: Mutex::new(Vec::new()),
     })
 }

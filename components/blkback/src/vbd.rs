@@ -11,12 +11,13 @@ use blkback::journal::{Key, Note};
 use blkback::proto::{Abi, INDIRECT_MAX};
 use blkback::ring::{RING_ORDER_MAX, Ring};
 use blkback::xenbus::{State, Step, step};
+use sdk::keep::Kept;
 use sdk::peer::{Channel, Error, Page};
 use sdk::store;
 use volume::SECTOR;
 
 use crate::guest::{Side, tell};
-use crate::hub::{Hub, Kept, Way};
+use crate::hub::{Hub, Way};
 use crate::server::{BACKENDS, node};
 
 /// Rings of one disk at most.

@@ -9,28 +9,9 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+pub use sdk::keep::Area;
+
 use crate::record::Record;
-
-/// Memory that outlives its user, in words of 8 bytes. Writes reach it in program order.
-pub trait Area {
-    /// How many words there are.
-    fn words(&self) -> u64;
-    /// The word with this number.
-    fn read(&self, word: u64) -> u64;
-    /// Sets it.
-    fn write(&mut self, word: u64, value: u64);
-}
-
-/// Nothing outlives: for systems without kept memory.
-impl Area for () {
-    fn words(&self) -> u64 {
-        0
-    }
-    fn read(&self, _: u64) -> u64 {
-        0
-    }
-    fn write(&mut self, _: u64, _: u64) {}
-}
 
 /// First word of a journal; the last digits are the format's version.
 const MAGIC: u64 = 0x7873_6a6f_7572_0001;

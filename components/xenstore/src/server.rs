@@ -8,27 +8,11 @@ use idl::Piece;
 use idl::domains::{DomainInfo, DomainsClient};
 use idl::store::{Answer, Badge, PIECE, Session, Store, StoreError, StoreServer};
 use idl::volume::Backend;
-use sdk::dma::{Region, Space};
+use sdk::keep::{Area, Kept};
 use sdk::prelude::*;
 use sdk::startup::DOMAINS;
-use xenstore::journal::Area;
 use xenstore::toolstack::{Facts, Link};
 use xenstore::{PRIVILEGED, Recovered, Service};
-
-/// Kept memory. Its stores are volatile, so none passes another.
-struct Kept(Region);
-
-impl Area for Kept {
-    fn words(&self) -> u64 {
-        self.0.bytes() / 8
-    }
-    fn read(&self, word: u64) -> u64 {
-        self.0.read64(word * 8)
-    }
-    fn write(&mut self, word: u64, value: u64) {
-        self.0.write64(word * 8, value);
-    }
-}
 
 /// Serves for ever.
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
@@ -36,10 +20,8 @@ pub fn main(env: Env) {
     if env.keep.count == 0 {
         env.missing("keep", "4M");
     }
-    // No device uses it: its addresses are nobody's business.
-    let kept = Space::new(false).and_then(|mut space| space.map(&env.keep));
-    match kept {
-        Ok(region) => run(&env, Kept(region)),
+    match Kept::map(&env.keep) {
+        Ok(kept) => run(&env, kept),
         Err(status) => panic!("no kept memory: {status:?}"),
     }
 }

@@ -7,10 +7,10 @@ use idl::domains::{DomainInfo, Domains, DomainsServer};
 use idl::store::{Rings, StoreError};
 use idl::xs_wire::kind;
 use microvisor_testkit::{Component, Fault, Plan, Restart, Site, System};
+use sdk::keep::Area;
 use sdk::prelude::*;
 use sdk::startup::{DOMAINS, PEERS};
 use sdk::store::{Error, Store};
-use xenstore::journal::Area;
 
 /// Kept memory: the next instance gets it again.
 #[derive(Clone)]

@@ -9,12 +9,13 @@ use std::vec::Vec;
 
 use alloc::sync::Arc;
 use idl::requests::Operation;
+use sdk::keep::Area;
 use sdk::sync::Mutex;
 use volume::{Base, Extent, Volume};
 
 use crate::device::{Blocks, Device, Fault, Queue, Submission, Token};
 use crate::grants::{Gone, Guest};
-use crate::journal::{Area, Key, Note};
+use crate::journal::{Key, Note};
 use crate::pool::Pool;
 use crate::proto::{Abi, PAGE, Segment, op};
 use crate::ring::{Broken, Granted, Ring};
