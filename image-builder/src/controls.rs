@@ -16,7 +16,7 @@ pub struct Control {
     pub file: &'static str,
     /// What no longer happens.
     pub off: &'static str,
-    /// The claim of group `hostile`, `iommu` or `selftest` that fails without it.
+    /// The claim of group `hostile`, `iommu`, `devices` or `selftest` that fails without it.
     pub claim: &'static str,
 }
 
@@ -35,8 +35,17 @@ impl Control {
 
 /// Every control, of all groups.
 pub fn all() -> impl Iterator<Item = &'static Control> {
-    CONTROLS.iter().chain(DEVICE_CONTROLS).chain(CPU_CONTROLS)
+    let groups = [CONTROLS, DEVICE_CONTROLS, CPU_CONTROLS, DISK_CONTROLS];
+    groups.into_iter().flatten()
 }
+
+/// What keeps guests in the bounds of their disks; group `devices`.
+pub const DISK_CONTROLS: &[Control] = &[Control {
+    name: "volume-bounds",
+    file: "components/volume/src/lib.rs",
+    off: "a guest's request ends where its volume ends",
+    claim: "a_partition_ends_where_it_ends",
+}];
 
 /// What keeps CPUs in step; the component `selftest` judges, group `spec --planted` boots it.
 pub const CPU_CONTROLS: &[Control] = &[

@@ -340,9 +340,10 @@ impl<P: Granted, C: Copy> Device<P, C> {
         {
             let volume = self.volume.lock();
             let unit = u64::from(volume.block_bytes) / SECTOR;
-            let end = sector.checked_add(sectors);
-            let inside = end.is_some_and(|end| end <= volume.sectors());
-            if !inside || !sector.is_multiple_of(unit) || !sectors.is_multiple_of(unit) {
+            if !volume.holds(sector, sectors)
+                || !sector.is_multiple_of(unit)
+                || !sectors.is_multiple_of(unit)
+            {
                 // A flush without data says nothing about where.
                 if !(kind == Kind::Flush && sectors == 0) {
                     return Err(error);

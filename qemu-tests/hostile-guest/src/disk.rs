@@ -11,13 +11,19 @@
 //! | `requests` | sends what no request is: sectors beyond the end, pieces that run backwards, descriptors that lead to themselves |
 //! | `ring` | takes the ring's grant away, names the table's own page, jumps between states |
 //! | `store` | floods the store with watches, nodes and transactions |
+//! | `part` | closes while requests are open, and takes back the pages that they use ([`volumes`]) |
+//! | `bounds`, `overlay`, `fixed` | look for the ends of what the disk is made of ([`volumes`]) |
+//! | `store-jump`, `store-long`, `console` | break the rings of store and console ([`rings`]) |
+
+mod rings;
+mod volumes;
 
 use core::sync::atomic::Ordering::SeqCst;
 
 use guest_kit::disk::event::Events;
 use guest_kit::disk::front::{
-    CLOSED, CLOSING, CONNECTED, Front, INDIRECT, INIT_WAIT, INITIALISED, INITIALISING, READ, RING,
-    Segment, Status, Text, WRITE, whole,
+    CLOSING, CONNECTED, Front, INDIRECT, INIT_WAIT, INITIALISED, INITIALISING, READ, RING, Segment,
+    Status, Text, WRITE, whole,
 };
 use guest_kit::disk::store::{Dead, Kind};
 use guest_kit::grants::{IN_USE, PERMIT, READ_ONLY};
@@ -47,6 +53,9 @@ pub fn run(role: &str) {
     let Some((xen, events)) = Xen::find().and_then(|xen| Some((xen, Events::new(xen)?))) else {
         return say!("disk {role}: no events");
     };
+    if let Some(broken) = rings::find(role) {
+        return broken(xen, &events);
+    }
     let front = Front::new(xen, &events, Page::own(GRANTS), Page::own(RING_PAGE));
     let done = front.and_then(|mut front| match role {
         "good" => good(&mut front),
@@ -56,6 +65,10 @@ pub fn run(role: &str) {
         "requests" => requests(&mut front),
         "ring" => ring(&mut front),
         "store" => flood(&mut front),
+        "part" => volumes::part(&mut front),
+        "bounds" => volumes::bounds(&mut front),
+        "overlay" => volumes::overlay(&mut front),
+        "fixed" => volumes::fixed(&mut front),
         _ => Ok(()),
     });
     if done.is_err() {
@@ -127,7 +140,7 @@ fn jump(front: &mut Front<'_>) -> Result<(), Dead> {
         front.publish(produced.wrapping_add(by));
         let closed = front.backend_is(CLOSING)?;
         say!("disk jump: by {by}: closed {closed}");
-        front.set("state", CLOSED)?;
+        front.close()?;
     }
     if open(front, "jump")? {
         tell("jump", "a read afterwards", read(front));
@@ -201,6 +214,17 @@ fn twice(front: &mut Front<'_>) -> Result<(), Dead> {
         }
     }
     say!("disk twice: grants changed in use: {answers} answers");
+    for index in 0..8 {
+        let page = Page::own(DATA + index as usize).frame();
+        front.grant(DATA_GRANT + index, page, PERMIT, BACKEND);
+    }
+    // More uses of one grant than Xen counts (128): each request is answered, well or not.
+    for _ in 0..RING {
+        front.put(READ, 0, 11, &same);
+    }
+    front.publish(front.produced);
+    let answers = (0..RING).filter_map(|_| front.answer()).count();
+    say!("disk twice: a ring full of one page: {answers} answers");
     for index in 0..8 {
         let page = Page::own(DATA + index as usize).frame();
         front.grant(DATA_GRANT + index, page, PERMIT, BACKEND);
@@ -293,8 +317,13 @@ fn ring(front: &mut Front<'_>) -> Result<(), Dead> {
             break;
         }
     }
-    // The grant's flags go while it is mapped; states come in no order.
+    // The grant's flags go while it is mapped: what was mapped stays.
     front.flags(RING_GRANT).store(0, SeqCst);
+    tell(
+        "ring",
+        "a read with the ring's grant taken back",
+        read(front),
+    );
     for state in [
         INITIALISING,
         CONNECTED,
@@ -307,27 +336,64 @@ fn ring(front: &mut Front<'_>) -> Result<(), Dead> {
     ] {
         front.set("state", state)?;
     }
+    // Nodes that make no sense, one at a time, each of which the backend refuses by closing.
+    front.close()?;
     for (node, value) in [
         ("ring-ref", "4294967295"),
         ("ring-ref", "99999999999999999999"),
+        ("ring-ref", "none"),
         ("event-channel", "-1"),
+        ("event-channel", "1000"),
         ("protocol", "none"),
         ("multi-queue-num-queues", "4000000000"),
+        ("multi-queue-num-queues", "0"),
         ("ring-page-order", "31"),
     ] {
-        front.set("state", CLOSED)?;
-        front.set("state", INITIALISING)?;
-        front.set(node, value)?;
-        front.set("state", INITIALISED)?;
-        say!("disk ring: {node} = {value} was said");
+        refused(front, node, value, |front| {
+            front.set(node, value).map(|_| ())
+        })?;
+        if ["multi-queue-num-queues", "ring-page-order"].contains(&node) {
+            front.remove(node)?;
+        }
     }
-    for node in ["multi-queue-num-queues", "ring-page-order"] {
-        front.remove(node)?;
-    }
-    front.set("state", CLOSED)?;
+    // Pages that no ring can be in, and a ring that is broken before it is opened.
+    refused(front, "the ring", "is not granted", |front| {
+        front.flags(RING_GRANT).store(0, SeqCst);
+        Ok(())
+    })?;
+    refused(front, "the ring", "may only be read", |front| {
+        let frame = front.ring.frame();
+        front.grant(RING_GRANT, frame, PERMIT | READ_ONLY, BACKEND);
+        Ok(())
+    })?;
+    refused(front, "the ring", "is no memory", |front| {
+        front.grant(RING_GRANT, u32::MAX, PERMIT, BACKEND);
+        Ok(())
+    })?;
+    refused(front, "the ring", "is broken", |front| {
+        front.ring.word(0).store(1 << 31, SeqCst);
+        Ok(())
+    })?;
     if open(front, "ring")? {
         tell("ring", "a read afterwards", read(front));
     }
+    Ok(())
+}
+
+/// Says that a ring is ready whose nodes or page `spoil` has spoilt, waits until the backend closes, and
+/// begins anew.
+fn refused(
+    front: &mut Front<'_>,
+    what: &str,
+    how: &str,
+    spoil: impl FnOnce(&mut Front<'_>) -> Result<(), Dead>,
+) -> Result<(), Dead> {
+    let ready = front.prepare(RING_GRANT)?;
+    spoil(front)?;
+    front.set("state", INITIALISED)?;
+    let closed = front.backend_is(CLOSING)?;
+    say!("disk ring: {what} {how}: ready {ready}, closed {closed}");
+    front.close()?;
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! Guests whose disks' front ends misbehave (`qemu-tests/hostile-guest/src/disk`), each in its own way, beside
-//! one with a disk that goes on (`systems/hostile-disks.toml`). A bad request is answered with an error; what
-//! is no ring closes that one connection, with a report; nobody else notices.
+//! one with a disk that goes on (`systems/hostile-disks.toml`), and guests that break the rings of store and
+//! console. A bad request is answered with an error; what is no ring closes that one connection, with a
+//! report; nobody else notices.
 
-use std::fs::{self, File};
+use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
 use image_builder::qemu::Machine;
@@ -14,9 +15,49 @@ use crate::session::Session;
 /// Seconds until a role has done what it does.
 const ROLE: u64 = 900;
 /// Bytes of the disks: the 1024 sectors that `hostile-guest` takes for granted, and more.
-const SCRATCH: u64 = 1 << 20;
+const SCRATCH: usize = 1 << 20;
 /// Roles that end.
-const ROLES: &[&str] = &["jump", "grants", "twice", "requests", "ring", "store"];
+const ROLES: &[&str] = &[
+    "jump",
+    "grants",
+    "twice",
+    "requests",
+    "ring",
+    "store",
+    "part",
+    "store-jump",
+    "store-answers",
+    "store-long",
+    "console",
+];
+/// What role `ring` spoils before it says that its ring is ready, and what the backend says of it.
+const SPOILT: &[(&str, &str)] = &[
+    ("ring-ref 4294967295", "a ring's page is not granted"),
+    (
+        "ring-ref 99999999999999999999",
+        "node ring-ref is no number",
+    ),
+    ("ring-ref none", "node ring-ref is no number"),
+    ("event-channel -1", "node event-channel is no number"),
+    ("event-channel 1000", "its port 1000 is not ours"),
+    ("protocol none", "its protocol is unknown"),
+    (
+        "multi-queue-num-queues 4000000000",
+        "more rings, or larger ones, than were offered",
+    ),
+    (
+        "multi-queue-num-queues 0",
+        "more rings, or larger ones, than were offered",
+    ),
+    (
+        "ring-page-order 31",
+        "more rings, or larger ones, than were offered",
+    ),
+    ("the ring is not granted", "a ring's page is not granted"),
+    ("the ring may only be read", "a ring's page is not granted"),
+    ("the ring is no memory", "a ring's page is not granted"),
+    ("the ring is broken", "its ring's counters make no sense"),
+];
 
 const CLAIMS: &[Claim<Session>] = &[
     ("a_neighbour_with_a_disk_starts", |s| {
@@ -78,6 +119,8 @@ const CLAIMS: &[Claim<Session>] = &[
                 .context("no count")?;
             ensure!(answers == "256", "{answers} answers of 256");
             ensure!(after(&text, "twice: one page eleven times: ")? == "0");
+            let full = after(&text, "twice: a ring full of one page: ")?;
+            ensure!(full == "32 answers", "{full} of 32");
             goes_on(&text, "twice")
         },
     ),
@@ -114,19 +157,56 @@ const CLAIMS: &[Claim<Session>] = &[
         "a_ring_taken_back_and_states_in_no_order_harm_nobody",
         |s| {
             done(s, "ring")?;
-            goes_on(&s.text(), "ring")
+            let text = s.text();
+            let taken = after(&text, "ring: a read with the ring's grant taken back: ")?;
+            ensure!(taken == "0", "what was mapped is gone: {taken}");
+            goes_on(&text, "ring")
         },
     ),
+    (
+        "a_ring_that_cannot_be_opened_is_closed_with_a_report",
+        |s| spoilt(&s.text()),
+    ),
+    ("a_ring_left_amid_requests_keeps_no_page_in_use", |s| {
+        done(s, "part")?;
+        super::volumes::parts(&s.text())
+    }),
     ("a_store_flooded_by_a_guest_stops_it_at_its_quota", |s| {
         done(s, "store")?;
         let text = s.text();
         for what in ["watches", "transactions", "nodes"] {
-            ensure!(
-                !text.contains(&format!("store: {what} without an end")),
-                "{what} have no end"
-            );
+            let stopped = format!(" {what}, then E");
+            let line = text
+                .lines()
+                .find(|line| line.contains("disk store: ") && line.contains(&stopped));
+            ensure!(line.is_some(), "{what} have no end");
         }
         goes_on(&text, "store")
+    }),
+    ("a_broken_ring_of_the_store_is_closed_with_a_report", |s| {
+        // XENSTORE_ERROR_RINGIDX and _COMM (public/io/xs_wire.h).
+        for (role, error) in [("store-jump", 2), ("store-answers", 2), ("store-long", 1)] {
+            done(s, role)?;
+            let text = s.text();
+            for (what, expected) in [
+                ("it works before: ", "true".to_owned()),
+                ("closed with error ", error.to_string()),
+                ("nobody takes requests any more: ", "true".to_owned()),
+            ] {
+                let said = after(&text, &format!("{role}: {what}"))?;
+                ensure!(said == expected, "{role}: {what}{said}, not {expected}");
+            }
+            let report =
+                format!("[vmm-{role}] WARN: guest broke its xenstore ring ({error}): closed");
+            ensure!(text.contains(&report), "no report of {role}");
+        }
+        Ok(())
+    }),
+    ("a_console_that_jumps_loses_its_own_text_only", |s| {
+        done(s, "console")?;
+        let met = after(&s.text(), "console: the counters met again after ")?.to_owned();
+        ensure!(met == "3 jumps", "{met}");
+        s.saw("the console works after jumps", 120)
     }),
     ("the_neighbour_goes_on", |s| {
         for role in ROLES {
@@ -155,28 +235,48 @@ pub fn run(machines: &mut Machines, report: &mut Report) {
     if !machines.wants("hostile-disks") {
         return;
     }
-    let session = scratch(machines).and_then(|()| {
+    let session = scratch(machines, "scratch.img", 0).and_then(|()| {
         let image = machines.image("hostile-disks")?;
         machines.boot("hostile-disks", &image, &Machine::of(&image))
     });
     report.prefixed("hostile-disks", session, CLAIMS);
 }
 
-/// Makes the image that all the disks are of: zeros. The system's description names it.
-fn scratch(machines: &Machines) -> Result<()> {
+/// Makes an image that disks are of, all bytes alike. A system's description names it.
+pub fn scratch(machines: &Machines, name: &str, byte: u8) -> Result<()> {
     let folder = machines.workspace.root.join("build/suite");
     fs::create_dir_all(&folder)?;
-    let file = File::create(folder.join("scratch.img"))?;
-    Ok(file.set_len(SCRATCH)?)
+    Ok(fs::write(folder.join(name), vec![byte; SCRATCH])?)
+}
+
+/// Each ring that role `ring` spoilt was closed, and the backend said why, once for each.
+fn spoilt(text: &str) -> Result<()> {
+    for (what, _) in SPOILT {
+        let said = after(text, &format!("ring: {what}: "))?;
+        ensure!(said == "ready true, closed true", "{what}: {said}");
+    }
+    let why = |line: &&str| -> Option<String> {
+        let (_, why) = line.split_once("[blkback] ERROR: domain 6: disk 51712: ")?;
+        Some(why.trim().to_owned())
+    };
+    let reports: Vec<String> = text.lines().filter_map(|line| why(&line)).collect();
+    // What came before was said of states in no order, if anything was.
+    let own = reports.len().checked_sub(SPOILT.len());
+    let own = own.and_then(|first| reports.get(first..));
+    let own = own.with_context(|| format!("only {} reports: {reports:?}", reports.len()))?;
+    for ((what, expected), said) in SPOILT.iter().zip(own) {
+        ensure!(said.starts_with(expected), "{what}: {said:?}");
+    }
+    Ok(())
 }
 
 /// Waits until a guest has done its role.
-fn done(session: &mut Session, role: &str) -> Result<()> {
+pub fn done(session: &mut Session, role: &str) -> Result<()> {
     session.saw(&format!("[vmm-{role}] guest: hostile: disk done"), ROLE)
 }
 
 /// What a guest said after `what` on one line.
-fn after<'a>(text: &'a str, what: &str) -> Result<&'a str> {
+pub fn after<'a>(text: &'a str, what: &str) -> Result<&'a str> {
     let start = format!("guest: disk {what}");
     let rest = text.split_once(&start);
     let (_, rest) = rest.with_context(|| format!("no guest said {start:?}"))?;
@@ -202,6 +302,22 @@ fn goes_on(text: &str, role: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ring_that_stays_open_and_a_report_that_is_missing_are_noticed() {
+        let said = |(what, _): &(&str, &str)| {
+            format!("[vmm-ring] guest: disk ring: {what}: ready true, closed true\r\n")
+        };
+        let report = |(_, why): &(&str, &str)| {
+            format!("[blkback] ERROR: domain 6: disk 51712: {why}: status -3\r\n")
+        };
+        let all: String = SPOILT.iter().map(|one| said(one) + &report(one)).collect();
+        spoilt(&all).unwrap();
+        assert!(spoilt(&all.replacen("closed true", "closed false", 1)).is_err());
+        assert!(spoilt(&all.replacen(&report(&SPOILT[4]), "", 1)).is_err());
+        let other = all.replacen(&report(&SPOILT[4]), &report(&SPOILT[0]), 1);
+        assert!(spoilt(&other).is_err());
+    }
 
     #[test]
     fn an_answer_that_is_no_error_is_noticed() {

@@ -2,11 +2,12 @@
 //! `root=/dev/xvda1` to a login under systemd; a package is installed as apt-get does it; then backend and
 //! driver are killed again and again while blocks are written, and what the guest was told is on the disk is
 //! looked for in the disk's file (`systems/debian.toml`). Then guests whose disks' front ends misbehave
-//! ([`hostile`]).
+//! ([`hostile`]), and guests that look for the ends of what disks are made of ([`volumes`]).
 
 mod blocks;
 mod hostile;
 mod rootfs;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,9 +28,10 @@ const LOAD: u64 = 900;
 /// Kills of each component in the gate, and with `--full`.
 const KILLS: u64 = 4;
 const KILLS_FULL: u64 = 20;
-/// Bytes that the disk writes in a second: slow enough that a driver has requests open at most times,
-/// whatever the emulator's CPU does meanwhile.
-const WRITES: u64 = 4 << 20;
+/// Bytes that the disk writes in a second: slow enough that a driver has requests open at most times. With
+/// four times as much, a busy machine's backend copied data more slowly than the disk wrote it, and in 11 of 20
+/// kills the driver had nothing to lose.
+const WRITES: u64 = 1 << 20;
 /// Blocks that are acknowledged between two kills, and writers.
 const EVERY: u64 = 24;
 const WRITERS: u64 = 8;
@@ -181,6 +183,7 @@ pub fn run(machines: &mut Machines, report: &mut Report, full: bool) {
         }
     }
     hostile::run(machines, report);
+    volumes::run(machines, report, full);
 }
 
 fn boot(machines: &mut Machines, kind: &Kind, full: bool) -> Result<Subject> {
@@ -265,13 +268,14 @@ fn written(s: &mut Subject, victim: Option<&str>) -> Result<()> {
     s.next += count;
     let order = victim.map_or(String::new(), |victim| format!("{EVERY} 'kill {victim}'"));
     let blocks = format!("blocks /dev/{device}2 {first} {count} {WRITERS} {order} 2>&1");
-    // Beside it, writes of many requests each go past the cache, so that the ring is hardly ever empty.
+    // Beside it, two writers of many requests each go past the cache, so that ring and driver are hardly ever
+    // idle: while one thinks, the other's data is under way.
     let command = match victim {
         None => blocks,
         Some(_) => format!(
-            "rm -f /run/stop; (until [ -e /run/stop ]; do dd if=/dev/zero of=/root/pressure bs=4M count=8 \
-             conv=notrunc oflag=direct status=none || echo pressure failed; done) & {blocks}; \
-             touch /run/stop; wait"
+            "rm -f /run/stop; for n in 1 2; do (until [ -e /run/stop ]; do dd if=/dev/zero of=/root/pressure$n \
+             bs=1M count=16 conv=notrunc oflag=direct status=none || echo pressure failed; done) & done; \
+             {blocks}; touch /run/stop; wait"
         ),
     };
     let said = s.session.shell(&command, LOAD + 60 * kills)?;

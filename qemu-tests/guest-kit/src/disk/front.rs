@@ -24,7 +24,7 @@ const REQUEST_PRODUCER: usize = 0;
 const ANSWER_PRODUCER: usize = 8;
 const ANSWER_EVENT: usize = 12;
 /// How often a second is waited for.
-const PATIENCE: u32 = 120;
+pub const PATIENCE: u32 = 120;
 
 /// `XenbusStateInitialising` (public/io/xenbus.h); the others follow.
 pub const INITIALISING: &str = "1";
@@ -137,11 +137,16 @@ impl<'a> Front<'a> {
         self.grants.flags(reference)
     }
 
+    /// A node of the backend's.
+    pub fn of_backend(&mut self, name: &str) -> Result<Answer, Dead> {
+        let folder = self.node("backend")?;
+        let path = Text::of(format_args!("{}/{name}", folder.text()));
+        self.store.read(path.as_str())
+    }
+
     /// Waits until the backend's node `state` has this value.
     pub fn backend_is(&mut self, state: &str) -> Result<bool, Dead> {
-        let folder = self
-            .store
-            .read(Text::of(format_args!("{FRONT}/backend")).as_str())?;
+        let folder = self.node("backend")?;
         let path = Text::of(format_args!("{}/state", folder.text()));
         for _ in 0..PATIENCE {
             if self.store.read(path.as_str())?.text() == state {
@@ -172,6 +177,19 @@ impl<'a> Front<'a> {
 
     /// Opens the ring, which is granted as `reference`; true once the backend is connected.
     pub fn connect(&mut self, reference: u32) -> Result<bool, Dead> {
+        if !self.prepare(reference)? {
+            return Ok(false);
+        }
+        self.set("state", INITIALISED)?;
+        let connected = self.backend_is(CONNECTED)?;
+        if connected {
+            self.set("state", CONNECTED)?;
+        }
+        Ok(connected)
+    }
+
+    /// Everything of [`Front::connect`] but the word that the ring is ready; true if the backend waits for it.
+    pub fn prepare(&mut self, reference: u32) -> Result<bool, Dead> {
         self.set("state", INITIALISING)?;
         if !self.backend_is(INIT_WAIT)? {
             return Ok(false);
@@ -186,12 +204,18 @@ impl<'a> Front<'a> {
         self.set("ring-ref", Text::of(format_args!("{reference}")).as_str())?;
         self.set("event-channel", Text::of(format_args!("{port}")).as_str())?;
         self.set("protocol", "x86_64-abi")?;
-        self.set("state", INITIALISED)?;
-        let connected = self.backend_is(CONNECTED)?;
-        if connected {
-            self.set("state", CONNECTED)?;
-        }
-        Ok(connected)
+        Ok(true)
+    }
+
+    /// Parts, so that the ring can be opened anew; true once the backend has parted too.
+    pub fn close(&mut self) -> Result<bool, Dead> {
+        self.set("state", CLOSED)?;
+        self.backend_is(CLOSED)
+    }
+
+    /// Waits for an event of the backend or a second.
+    pub fn wait(&self) {
+        self.events.wait(self.port);
     }
 
     fn slot(&self) -> usize {
@@ -266,12 +290,8 @@ impl<'a> Front<'a> {
 
     /// The backend has closed the connection.
     pub fn closed(&mut self) -> bool {
-        let Ok(folder) = self.node("backend") else {
-            return true;
-        };
-        let path = Text::of(format_args!("{}/state", folder.text()));
-        let state = self.store.read(path.as_str());
-        state.is_ok_and(|state| ["5", "6"].contains(&state.text()))
+        let state = self.of_backend("state");
+        state.map_or(true, |state| [CLOSING, CLOSED].contains(&state.text()))
     }
 
     /// Tells of what was put, and waits for one answer.
