@@ -28,6 +28,7 @@ mod interference;
 mod iommu;
 mod machines;
 mod made;
+mod mutants;
 mod planted;
 mod report;
 mod restart;
@@ -80,6 +81,9 @@ struct Cli {
     /// With `spec`: also builds in which one check is off, each of which must be caught.
     #[arg(long)]
     planted: bool,
+    /// With `spec`: also mutants of the object code, each of which must be noticed or explained.
+    #[arg(long)]
+    mutants: bool,
     /// Also what takes too long for the gate; without it, the summary counts and lists what was
     /// left out.
     #[arg(long)]
@@ -234,7 +238,7 @@ fn run(cli: &Cli) -> Result<bool> {
                 made::run(&machines, &mut report);
             }
             Group::Size => size::run(&machines.workspace, &mut report),
-            Group::Spec => spec::run(&machines, &mut report, cli.deep, cli.planted),
+            Group::Spec => spec::run(&machines, &mut report, cli.deep, cli.planted, cli.mutants),
             Group::Bench => match cli.against {
                 Some(Against::Xen) => against::run(&mut machines, &mut report),
                 None => {

@@ -5,21 +5,25 @@
 //!   short run of the fuzzer;
 //! - `--deep`: many more random stories, the fuzzer for longer, Miri where a nightly toolchain has it,
 //!   and `--planted`;
-//! - `--planted`: builds with one fault each, of which every one must be caught (`planted`).
+//! - `--planted`: builds with one fault each, of which every one must be caught (`planted`);
+//! - `--mutants`: small changes of the object code, of which every one must be noticed (`mutants`).
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use image_builder::progress::step;
 use image_builder::workspace::Workspace;
 
+use crate::bounded;
 use crate::fuzz::{self, Effort};
 use crate::machines::Machines;
+use crate::mutants;
 use crate::planted;
 use crate::report::Report;
 
 /// Random stories of a plain run and of a deep run.
-const STORIES: [&str; 2] = ["150", "5000"];
+const STORIES: [&str; 2] = ["150", "1000"];
 
 /// How long the fuzzer tries each parser in a plain run and in a deep run.
 const FUZZING: [Effort; 2] = [
@@ -29,7 +33,7 @@ const FUZZING: [Effort; 2] = [
     },
     Effort {
         runs: u64::MAX >> 33,
-        seconds: 60,
+        seconds: 15,
     },
 ];
 
@@ -37,13 +41,16 @@ const FUZZING: [Effort; 2] = [
 const PART: usize = 4;
 
 /// Runs the group.
-pub fn run(machines: &Machines, report: &mut Report, deep: bool, planted: bool) {
+pub fn run(machines: &Machines, report: &mut Report, deep: bool, planted: bool, mutants: bool) {
     let workspace = &machines.workspace;
     if machines.wants("spec") {
         always(workspace, report, deep);
     }
     if planted || deep {
         planted::run(machines, report);
+    }
+    if mutants {
+        mutants::run(machines, report);
     }
     if deep {
         miri(workspace, report);
@@ -149,6 +156,9 @@ const MIRI: &[&str] = &[
 /// Without the model of aliasing: with it the objects do not even boot within minutes.
 const MIRI_FLAGS: &str = "-Zmiri-disable-isolation -Zmiri-disable-stacked-borrows";
 
+/// How long Miri may take for one of them. What takes it longer is skipped, and says so.
+const INTERPRETED: Duration = Duration::from_secs(90);
+
 /// Undefined behaviour that tests meet by chance or never: Miri interprets them. Needs nightly. The other
 /// crates of the core that build for the host forbid `unsafe`.
 fn miri(workspace: &Workspace, report: &mut Report) {
@@ -159,29 +169,39 @@ fn miri(workspace: &Workspace, report: &mut Report) {
     if !has {
         return report.skip("miri_finds_nothing", "no nightly toolchain with Miri");
     }
-    for test in MIRI {
-        report.claim(&format!("miri_finds_nothing_in_{test}"), || {
+    // What it is to interpret is built first, outside of any limit.
+    for (only_build, tests) in [(true, &MIRI[..1]), (false, MIRI)] {
+        for test in tests {
+            let name = format!("miri_finds_nothing_in_{test}");
             let mut command = Command::new("cargo");
             command
-                .args([
-                    "+nightly",
-                    "miri",
-                    "test",
-                    "--quiet",
-                    "-p",
-                    "microvisor-objects",
-                ])
-                .args(["--test", test])
+                .args(["+nightly", "miri", "test", "--quiet"])
+                .args(["-p", "microvisor-objects", "--test", test])
+                .args(only_build.then_some("--no-run"))
                 .current_dir(&workspace.root)
                 .env("CARGO_TARGET_DIR", workspace.target.join("miri"))
                 .env("PROPTEST_CASES", "2")
                 .env("MIRIFLAGS", MIRI_FLAGS);
-            let out = step("Interpreting", test, || command.output())?;
-            let errors = String::from_utf8_lossy(&out.stderr);
-            let lines: Vec<&str> = errors.lines().filter(|l| l.contains("error")).collect();
-            ensure!(out.status.success(), "{}", lines.join("\n"));
-            Ok(())
-        });
+            let limit = INTERPRETED * if only_build { 10 } else { 1 };
+            let started = Instant::now();
+            let out = step("Interpreting", test, || {
+                bounded::output(&mut command, limit)
+            });
+            match out {
+                Err(error) => report.fail(&name, format!("{error:#}")),
+                Ok(None) => report.skip(&name, format!("not done within {} s", limit.as_secs())),
+                Ok(Some(out)) if !out.status.success() => {
+                    let errors = String::from_utf8_lossy(&out.stderr);
+                    let lines: Vec<&str> = errors.lines().filter(|l| l.contains("error")).collect();
+                    report.fail(&name, lines.join("\n"));
+                }
+                Ok(Some(_)) if only_build => {}
+                Ok(Some(_)) => {
+                    report.pass(&name);
+                    report.line(format_args!("     in {:.0?}", started.elapsed()));
+                }
+            }
+        }
     }
 }
 

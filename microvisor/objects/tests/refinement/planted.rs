@@ -8,6 +8,16 @@ pub fn chosen(name: &str) -> bool {
     NAME.get_or_init(|| std::env::var("PLANTED").unwrap_or_default()) == name
 }
 
+/// True if the environment's `MUTANT` is this number (`qemu-tests/src/mutants`).
+#[allow(dead_code, reason = "for builds with mutants in them")]
+pub fn mutant(number: u32) -> bool {
+    static NUMBER: std::sync::LazyLock<u32> = std::sync::LazyLock::new(|| {
+        let said = std::env::var("MUTANT").ok();
+        said.and_then(|number| number.parse().ok()).unwrap_or(0)
+    });
+    *NUMBER == number
+}
+
 /// In the place of the compiler's own `cfg!`.
 macro_rules! cfg {
     (planted = $name:literal) => {

@@ -1,0 +1,355 @@
+//! Mutants of the object code: small changes, each of which some test must notice. Called by group
+//! `spec` with `--mutants`; `--only mutants-FILE` takes one file.
+//!
+//! All mutants are in one build of the tests, each behind a condition, and the environment's `MUTANT`
+//! chooses one: a mutant costs the run of the tests that notice it, and no build. The build is made of
+//! a copy of the sources in `build/mutants`, which a wrapper gives the compiler instead of the crate's
+//! own. What does not compile as a mutant is left out, and counted.
+//!
+//! Those that live, and why they may, are in `microvisor/objects/mutants.md`.
+
+mod source;
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs::{self, Permissions};
+use std::hash::{Hash, Hasher};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use image_builder::progress::step;
+
+use self::source::Mutant;
+use crate::bounded;
+use crate::machines::Machines;
+use crate::report::Report;
+
+/// The files, those first whose faults would cost most.
+const FILES: &[&str] = &[
+    "slot",
+    "cap_space",
+    "memory",
+    "translate",
+    "endpoint",
+    "fast",
+    "notification",
+    "sched",
+    "device",
+    "vcpu",
+    "thread",
+    "timer",
+    "arena",
+    "kernel",
+    "interrupt",
+];
+
+/// Tests of refinement after all others, quickest first.
+const LAST: &[&str] = &[
+    "making_a_world",
+    "a_walker_sees",
+    "the_real_code",
+    "directed_stories",
+];
+
+/// Random stories about a mutant.
+const STORIES: &str = "24";
+
+/// A test that takes so many times as long as without a mutant does not end.
+const PATIENCE: u32 = 8;
+
+/// Shorter than this is no sign of anything on a busy machine.
+const AT_LEAST: Duration = Duration::from_secs(8);
+
+/// What explains mutants that live.
+const EXPLAINED: &str = "microvisor/objects/mutants.md";
+
+/// Tries the mutants of every file that is wanted.
+pub fn run(machines: &Machines, report: &mut Report) {
+    let wanted = |file: &&&str| machines.wants(&format!("mutants-{file}"));
+    let files: Vec<&str> = FILES.iter().filter(wanted).copied().collect();
+    if files.is_empty() {
+        return;
+    }
+    let mut bench = match Bench::new(machines, &files) {
+        Ok(bench) => bench,
+        Err(error) => return report.fail("the_mutants_build", format!("{error:#}")),
+    };
+    report.line(format_args!(
+        "     {} mutants, {} more do not compile",
+        bench.mutants.len(),
+        bench.without.len()
+    ));
+    for file in files {
+        report.claim(
+            &format!("every_mutant_of_{file}_is_noticed_or_explained"),
+            || bench.judge(file),
+        );
+    }
+}
+
+/// A test to run: a program, and of its tests those whose name contains this.
+struct Test {
+    program: PathBuf,
+    part: &'static str,
+    /// What it takes without a mutant.
+    takes: Duration,
+}
+
+/// The build with all mutants.
+struct Bench<'a> {
+    machines: &'a Machines,
+    mutants: Vec<Mutant>,
+    without: Vec<u32>,
+    tests: Vec<Test>,
+}
+
+impl<'a> Bench<'a> {
+    fn new(machines: &'a Machines, files: &[&str]) -> Result<Self> {
+        let mut bench = Bench {
+            machines,
+            mutants: Vec::new(),
+            without: Vec::new(),
+            tests: Vec::new(),
+        };
+        let mut programs = None;
+        for _ in 0..40 {
+            bench.write(files)?;
+            programs = bench.build()?;
+            if programs.is_some() {
+                break;
+            }
+        }
+        let programs = programs.context("what does not compile never ends")?;
+        let (refinement, others): (Vec<_>, Vec<_>) = programs
+            .into_iter()
+            .partition(|(name, _)| name == "microvisor_objects");
+        let (_, refinement) = refinement
+            .into_iter()
+            .next()
+            .context("no tests of refinement")?;
+        let others = others.into_iter().map(|(_, program)| (program, ""));
+        let last = LAST.iter().map(|part| (refinement.clone(), *part));
+        for (program, part) in others.chain(last) {
+            let mut test = Test {
+                program,
+                part,
+                takes: Duration::from_secs(600),
+            };
+            let started = Instant::now();
+            let noticed = step("Trying", format!("no mutant, {part}"), || test.notices(0))?;
+            ensure!(
+                !noticed,
+                "{} {part} fails with no mutant",
+                test.program.display()
+            );
+            test.takes = started.elapsed();
+            bench.tests.push(test);
+        }
+        bench.tests.sort_by_key(|test| test.takes);
+        Ok(bench)
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.machines.workspace.root.join("build/mutants")
+    }
+
+    /// Writes the copy of the crate's sources, with mutants in the files that are wanted.
+    fn write(&mut self, wanted: &[&str]) -> Result<()> {
+        let own = self.machines.workspace.root.join("microvisor/objects");
+        let copy = self.folder();
+        fs::create_dir_all(copy.join("src"))?;
+        if fs::symlink_metadata(copy.join("tests")).is_err() {
+            std::os::unix::fs::symlink(own.join("tests"), copy.join("tests"))?;
+        }
+        self.mutants.clear();
+        for entry in fs::read_dir(own.join("src"))? {
+            let path = entry?.path();
+            let name = path
+                .file_name()
+                .context("a name")?
+                .to_string_lossy()
+                .into_owned();
+            let text = fs::read_to_string(&path)?;
+            let stem = name.trim_end_matches(".rs");
+            let place = FILES.iter().position(|file| *file == stem);
+            let text = match place.filter(|_| wanted.contains(&stem)) {
+                // A file's numbers are its own, whatever else is mutated.
+                Some(place) => {
+                    let first = (place as u32 + 1) * 10_000;
+                    let made = source::mutate(&name, &text, first, &self.without)?;
+                    self.mutants.extend(made.mutants);
+                    made.text
+                }
+                None => text.replace("#![cfg_attr(not(test), no_std)]", ""),
+            };
+            // What stays as it is keeps its time, so that nothing is built again for it.
+            let place = copy.join("src").join(name);
+            if fs::read_to_string(&place).is_ok_and(|there| there == text) {
+                continue;
+            }
+            fs::write(place, text)?;
+        }
+        Ok(())
+    }
+
+    /// Builds all tests of the crate: their names and programs; `None` if mutants were found that do
+    /// not compile, which are left out from then on.
+    fn build(&mut self) -> Result<Option<Vec<(String, PathBuf)>>> {
+        let workspace = &self.machines.workspace;
+        let wrapper = self.wrapper()?;
+        let mut command = Command::new("cargo");
+        command
+            .args(["test", "--no-run", "--quiet", "--message-format=json"])
+            .args(["-p", "microvisor-objects", "--lib", "--tests"])
+            .current_dir(&workspace.root)
+            .env("CARGO_TARGET_DIR", workspace.target.join("mutants"))
+            .env("RUSTC_WORKSPACE_WRAPPER", wrapper)
+            .env("CARGO_INCREMENTAL", "0");
+        let out = step("Building", "the mutants", || command.output())?;
+        let text = String::from_utf8_lossy(&out.stdout);
+        let messages: Vec<serde_json::Value> = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        if out.status.success() {
+            let programs = messages.iter().filter_map(|message| {
+                let program = message["executable"].as_str()?;
+                Some((
+                    message["target"]["name"].as_str()?.to_owned(),
+                    program.into(),
+                ))
+            });
+            return Ok(Some(programs.collect()));
+        }
+        let known = self.without.len();
+        for message in messages.iter().map(|m| &m["message"]) {
+            if message["level"] != "error" {
+                continue;
+            }
+            for span in message["spans"].as_array().into_iter().flatten() {
+                let number = self.blame(span)?;
+                self.without
+                    .extend(number.filter(|n| !self.without.contains(n)));
+            }
+        }
+        if self.without.len() == known {
+            bail!(
+                "no mutant is to blame:\n{}",
+                String::from_utf8_lossy(&out.stderr)
+            );
+        }
+        Ok(None)
+    }
+
+    /// The mutant in which an error lies.
+    fn blame(&self, span: &serde_json::Value) -> Result<Option<u32>> {
+        let (Some(name), Some(place)) = (span["file_name"].as_str(), span["byte_start"].as_u64())
+        else {
+            return Ok(None);
+        };
+        if !name.contains("build/mutants/src") {
+            return Ok(None);
+        }
+        let text = fs::read_to_string(self.machines.workspace.root.join(name))?;
+        Ok(source::before(&text, place as usize))
+    }
+
+    /// The compiler for crates of this workspace: the object code is the copy. Its name says what is
+    /// in the copy, so that cargo builds anew when that changes.
+    fn wrapper(&self) -> Result<PathBuf> {
+        let copy = self.folder();
+        let mut hasher = DefaultHasher::new();
+        let mut files: Vec<_> = fs::read_dir(copy.join("src"))?.collect::<Result<_, _>>()?;
+        files.sort_by_key(fs::DirEntry::path);
+        for file in files {
+            fs::read(file.path())?.hash(&mut hasher);
+        }
+        let path = copy.join(format!("rustc-{:016x}", hasher.finish()));
+        let script = format!(
+            "#!/bin/bash\nfor a; do case \"$a\" in\n\
+             microvisor/objects/src/lib.rs) w+=('{}/src/lib.rs' --cfg 'planted=\"by-name\"' -Awarnings);;\n\
+             *) w+=(\"$a\");;\nesac; done\nexec \"${{w[@]}}\"\n",
+            copy.display()
+        );
+        fs::write(&path, script)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+        Ok(path)
+    }
+
+    /// Tries the mutants of a file; fails with those that live and are not explained.
+    fn judge(&mut self, file: &str) -> Result<()> {
+        let explained = explained(&self.machines.workspace.root.join(EXPLAINED));
+        let name = format!("{file}.rs");
+        let started = Instant::now();
+        let (mut tried, mut alive) = (0, Vec::new());
+        for mutant in self.mutants.iter().filter(|m| m.file == name) {
+            tried += 1;
+            let mut noticed = false;
+            for test in &self.tests {
+                if test.notices(mutant.number)? {
+                    noticed = true;
+                    break;
+                }
+            }
+            let line = told(mutant);
+            if !noticed {
+                let known = explained.contains(&line);
+                eprintln!(
+                    "     lives{}: {}:{} {line}",
+                    if known { ", explained" } else { "" },
+                    mutant.file,
+                    mutant.line
+                );
+                if !known {
+                    alive.push(format!("{}:{} {line}", mutant.file, mutant.line));
+                }
+            }
+        }
+        eprintln!(
+            "     {file}: {tried} mutants, {} live unexplained, {:.0?}",
+            alive.len(),
+            started.elapsed()
+        );
+        ensure!(tried > 0, "there are no mutants");
+        ensure!(
+            alive.is_empty(),
+            "{} of {tried} live:\n{}",
+            alive.len(),
+            alive.join("\n")
+        );
+        Ok(())
+    }
+}
+
+/// A mutant as the file of explanations names it: without its line, which moves.
+fn told(mutant: &Mutant) -> String {
+    format!("`{}` {}: {}", mutant.file, mutant.function, mutant.what)
+}
+
+/// The list items of the explanations, up to their dash.
+fn explained(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let items = text.lines().filter_map(|line| line.strip_prefix("- "));
+    items
+        .map(|item| item.split(" — ").next().unwrap_or(item).trim().to_owned())
+        .collect()
+}
+
+impl Test {
+    /// True if it fails with this mutant, or does not end.
+    fn notices(&self, mutant: u32) -> Result<bool> {
+        let mut command = Command::new(&self.program);
+        command
+            .arg(self.part)
+            .args((!self.part.is_empty()).then_some("--test-threads=1"))
+            .env("MUTANT", mutant.to_string())
+            .env("PROPTEST_CASES", STORIES)
+            .env("PROPTEST_MAX_SHRINK_ITERS", "0")
+            .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1");
+        let limit = (self.takes * PATIENCE).max(AT_LEAST);
+        let ended = bounded::output(&mut command, limit)?;
+        Ok(ended.is_none_or(|out| !out.status.success()))
+    }
+}
