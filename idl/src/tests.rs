@@ -8,8 +8,8 @@ use crate::console::{ClientKind, Console, ConsoleClient, ConsoleError, ConsoleSe
 use crate::hardware::{Assignment, Facts, Hardware, HardwareError, HardwareServer, Iommu, Lines};
 use crate::local::Local;
 use crate::operator::{
-    GuestInfo, GuestOrder, GuestState, MachineInfo, Operator, OperatorClient, OperatorServer,
-    OrderError,
+    DefineError, Definition, Ends, FileInfo, FilePiece, GuestInfo, GuestOrder, GuestState,
+    MachineInfo, Operator, OperatorClient, OperatorServer, OrderError, Path,
 };
 use crate::pci::{Bar, Function, Pci, PciClient, PciError, PciServer};
 use crate::supervisor::{Detail, StopReason, Supervisor, SupervisorClient, SupervisorServer};
@@ -179,6 +179,8 @@ impl OperatorServer for Everything {
             vcpus: 2,
             memory_mib: 512,
             starts: 1,
+            domain: 1,
+            described: true,
         })
     }
     fn machine(&mut self, _: u64) -> MachineInfo {
@@ -196,6 +198,21 @@ impl OperatorServer for Everything {
             GuestOrder::Pause => Ok(GuestState::Paused),
             _ => Err(OrderError::State(GuestState::Paused)),
         }
+    }
+    fn define(&mut self, _: u64, definition: Definition) -> Result<u16, DefineError> {
+        match definition.cmdline.len() + definition.vcpus.len() + definition.disks.len() {
+            0 => Err(DefineError::Size),
+            sum => Ok(sum as u16),
+        }
+    }
+    fn file(&mut self, _: u64, path: Path, offset: u64) -> Option<FilePiece> {
+        (path == "a").then(|| FilePiece {
+            length: offset,
+            piece: Piece::of(&[7; 2048]),
+        })
+    }
+    fn listed(&mut self, _: u64, _: u32) -> Option<FileInfo> {
+        None
     }
 }
 
@@ -252,6 +269,38 @@ fn orders_are_allowed_or_refused_with_the_state() {
     );
     assert_eq!(operator.guest(0).unwrap().unwrap().vcpus, 2);
     assert_eq!(operator.guest(1), Ok(None));
+}
+
+#[test]
+fn the_largest_definition_fits_a_message() {
+    let local = Local::<Operator, _>::new(Everything::default());
+    let operator = OperatorClient::connect(local).unwrap();
+    let long = || Name::try_from("x".repeat(32).as_str()).unwrap();
+    let path = || Path::try_from("x".repeat(112).as_str()).unwrap();
+    let disk = crate::operator::Disk {
+        volume: long(),
+        device: long(),
+        read_only: true,
+        driver: Some(long()),
+    };
+    let definition = Definition {
+        name: long(),
+        memory_mib: u64::MAX,
+        vcpus: [u32::MAX; 32].into_iter().collect(),
+        kernel: path(),
+        initrd: Some(path()),
+        cmdline: "x".repeat(2048).as_str().try_into().unwrap(),
+        disks: core::iter::repeat_n(disk, 8).collect(),
+        ends: Ends {
+            poweroff: true,
+            reboot: true,
+            crash: true,
+        },
+    };
+    assert_eq!(operator.define(definition), Ok(2048 + 32 + 8));
+    assert_eq!(operator.file(path(), 0), Ok(None));
+    let read = operator.file("a".try_into().unwrap(), 9).unwrap().unwrap();
+    assert_eq!((read.length, read.piece.len()), (9, 2048));
 }
 
 #[test]

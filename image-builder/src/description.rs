@@ -34,6 +34,8 @@ pub struct Description {
     pub guests: Vec<Guest>,
     /// `[[volume]]`.
     pub volumes: Vec<Volume>,
+    /// `[[file]]`.
+    pub files: Vec<File>,
     /// `[[forbid]]`.
     pub forbids: Vec<Forbid>,
 }
@@ -242,6 +244,19 @@ impl Blocks {
     pub fn is_on_disk(&self) -> bool {
         matches!(self, Blocks::Disk | Blocks::Label(_) | Blocks::Uuid(_))
     }
+}
+
+/// `[[file]]`: a file of the archive that the operator can make guests of.
+#[derive(Clone, Debug, Default)]
+pub struct File {
+    /// Where the table is.
+    pub span: Range<usize>,
+    /// Unique name; a path below `boot/` in the archive.
+    pub name: At<String>,
+    /// Where it comes from.
+    pub path: Option<At<Input>>,
+    /// What is in it, instead.
+    pub text: Option<At<String>>,
 }
 
 /// `[[forbid]]`: what a component must not reach.

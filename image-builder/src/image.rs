@@ -109,11 +109,12 @@ pub fn build(workspace: &Workspace, order: &Order) -> Result<Image> {
         kernels: workspace.root.join("build").join("cache").join("kernels"),
     };
     let guests = inputs.guests()?;
+    let files = inputs.files()?;
     let programs = programs(workspace, &description)?;
 
     let mut debug = Vec::new();
     let mut contents = Contents {
-        files: guests,
+        files: guests.into_iter().chain(files).collect(),
         ..Contents::default()
     };
     let mut core = Vec::new();
@@ -288,6 +289,22 @@ impl Inputs<'_> {
                     guest.memory_mib.value
                 );
             }
+        }
+        Ok(files)
+    }
+
+    /// What the operator can make guests of; kernels are unpacked as those of guests are.
+    fn files(&mut self) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut files = Vec::new();
+        for file in &self.description.files {
+            let name = &file.name.value;
+            let bytes = match (&file.path, &file.text) {
+                (Some(path), _) => self.bytes(&path.value).and_then(|bytes| self.unpack(bytes)),
+                (None, Some(text)) => Ok(text.value.clone().into_bytes()),
+                (None, None) => bail!("file {name} is neither a path nor a text"),
+            };
+            let bytes = bytes.with_context(|| format!("file {name}"))?;
+            files.push((manifest::boot_file(name), bytes));
         }
         Ok(files)
     }

@@ -32,6 +32,11 @@ pub fn volume_file(name: &str) -> String {
     format!("volumes/{name}")
 }
 
+/// Where a file that the operator can make guests of is in the archive.
+pub fn boot_file(name: &str) -> String {
+    format!("boot/{name}")
+}
+
 /// The manifest of a description that has no problems.
 pub fn manifest(description: &Description) -> Manifest {
     Manifest {

@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 use crate::description::{At, Component, Description, Forbid, Guest, Input, Need, System};
 use crate::problem::{Problems, Source, nearest};
 
+mod files;
 mod values;
 mod volumes;
 
@@ -23,7 +24,7 @@ const DEFAULTS: &str = include_str!("defaults.toml");
 /// The span of what is not in the user's file.
 pub const NOWHERE: Range<usize> = usize::MAX..usize::MAX;
 
-const SECTIONS: &[&str] = &["system", "component", "guest", "volume", "forbid"];
+const SECTIONS: &[&str] = &["system", "component", "guest", "volume", "file", "forbid"];
 const SYSTEM: &[&str] = &["cpus", "memory", "exit", "allow-unprotected-dma"];
 const COMPONENT: &[&str] = &[
     "name",
@@ -251,7 +252,7 @@ impl Reader {
             let component = self.component(Some(table), fallback, span);
             into.components.push(component);
         }
-        let guests = document.get("guest").is_some();
+        let guests = document.get("guest").is_some() || document.get("file").is_some();
         for (name, table) in &built_in {
             // What serves guests only is not there without one.
             let volumes = document.get("volume").is_some();
@@ -271,6 +272,10 @@ impl Reader {
             into.volumes.push(volume);
         }
         without_disk(into);
+        for (table, span) in self.tables(document, "file") {
+            let file = self.archive_file(table, span);
+            into.files.push(file);
+        }
         for (table, span) in self.tables(document, "forbid") {
             let forbid = self.forbid(table, span);
             into.forbids.push(forbid);

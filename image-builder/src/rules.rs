@@ -12,6 +12,8 @@ use crate::description::{Component, Description, Guest, Input, ROOT};
 use crate::problem::{Problems, nearest};
 use idl::manifest::Restart;
 
+mod files;
+
 /// What the core, root and tables take of the machine's memory, at most, in MiB.
 const SYSTEM_RESERVE_MIB: u64 = 64;
 /// Limits of the start-up page (`sdk::startup`).
@@ -72,6 +74,7 @@ pub fn judge(description: &Description, packages: &Packages, problems: &mut Prob
         rules.guest(guest);
     }
     rules.volumes();
+    rules.files();
 }
 
 struct Rules<'a> {

@@ -163,6 +163,8 @@ pub struct Shared<T: 'static> {
 pub unsafe trait SharedPage {}
 // SAFETY: it consists of atomics and arrays of them, and is 4096 bytes.
 unsafe impl SharedPage for idl::ring::RingPage {}
+// SAFETY: likewise.
+unsafe impl SharedPage for idl::console::Names {}
 
 /// A new zeroed page of own memory as a `T`.
 pub fn shared_page<T: SharedPage>() -> Result<Shared<T>, Status> {
@@ -184,7 +186,7 @@ pub fn map_shared<T: SharedPage>(frame: Cap<Frame>) -> Result<&'static T, Status
 /// The `T` at an address that root mapped it at (`Startup::attached`).
 ///
 /// # Safety
-/// A writable page is mapped there and stays.
+/// A page is mapped there and stays: writable, or the caller only loads.
 pub unsafe fn shared_at<T: SharedPage>(address: u64) -> &'static T {
     #[cfg(target_os = "none")]
     let page = address as *const T;

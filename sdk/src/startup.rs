@@ -160,6 +160,17 @@ pub struct Attached {
     pub bit: u64,
 }
 
+/// Names of clients and guests that come after the console was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesPage {
+    /// Address of the `idl::console::Names`, read-only; 0 if there is none.
+    pub address: u64,
+    /// Number of the client that its first name of a component is for.
+    pub component: u32,
+    /// Number of the guest that its first name of a guest is for.
+    pub guest: u32,
+}
+
 /// Most names in [`Startup::clients`].
 pub const CLIENTS_MAX: usize = 64;
 
@@ -280,6 +291,8 @@ pub struct Startup {
     pub clients: heapless::Vec<Name, CLIENTS_MAX>,
     /// Names of the guests that it shows, by the number in a badge (console only).
     pub guests: heapless::Vec<Name, CLIENTS_MAX>,
+    /// Names of those that come later (console only).
+    pub names: NamesPage,
     /// Rings that are attached from the start (console only).
     pub attached: heapless::Vec<Attached, 2>,
     /// Memory for its device (drivers only).

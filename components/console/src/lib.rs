@@ -4,12 +4,14 @@
 //! that is shown when they get the focus; log lines are always shown, prefixed with their
 //! component's name and stripped of control characters. What is typed goes to the focused guest,
 //! but for the escape key, Ctrl-], and the key after it. While no guest is focused, it goes to the
-//! operator's command line. Pure: no hardware, no system calls.
+//! operator's command line, and whole lines to the client that carries them out; what concerns the
+//! display alone (`console`, `dmesg`) is done here. Pure: no hardware, no system calls.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+mod history;
 pub mod operator;
 mod scrollback;
 #[cfg(test)]
@@ -20,7 +22,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use operator::{Command, Line, PROMPT, Typed};
+use history::History;
+use idl::console::END;
+use operator::{Line, PROMPT, Typed};
 use scrollback::Scrollback;
 
 /// The escape key: Ctrl-], because QEMU keeps Ctrl-A to itself.
@@ -48,6 +52,27 @@ enum Role {
     Log {
         line: Vec<u8>,
     },
+    /// Carries out commands.
+    Operator {
+        /// An answer's line, as far as it came.
+        line: Vec<u8>,
+        /// Commands, each with its end.
+        typed: VecDeque<u8>,
+    },
+}
+
+/// Adds bytes to `line`; the lines that are whole now.
+fn lines(line: &mut Vec<u8>, bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut done = Vec::new();
+    for &byte in bytes {
+        if byte != b'\n' {
+            line.push(byte);
+        }
+        if byte == b'\n' || line.len() >= LOG_LINE {
+            done.push(core::mem::take(line));
+        }
+    }
+    done
 }
 
 struct Client {
@@ -64,9 +89,14 @@ pub struct Mux {
     /// The operator chose what is shown: a guest that attaches does not take its place.
     opened: bool,
     command: Line,
-    commands: VecDeque<Command>,
-    /// Commands that were taken and not answered.
+    /// Who carries out commands.
+    operator: Option<usize>,
+    /// Commands that are not answered.
     unanswered: usize,
+    /// The guest that is to be shown when it attaches.
+    wanted: Option<String>,
+    /// Log lines that were shown.
+    history: History,
     /// The prompt is the last thing shown.
     prompted: bool,
     escaped: bool,
@@ -98,12 +128,66 @@ impl Mux {
                 typed: VecDeque::new(),
             },
         );
+        self.show_wanted(client);
         if number == 0 && self.focus.is_none() && !self.opened {
             self.focus = Some(client.0);
             let text = format!("guest console: {} (Ctrl-] h for help)", plain(name));
             self.note(&text);
         }
         client
+    }
+
+    /// Adds the client that carries out commands. The last one that comes is it.
+    pub fn attach_operator(&mut self, name: &str) -> ClientId {
+        let (line, typed) = (Vec::new(), VecDeque::new());
+        let client = self.add(name, Role::Operator { line, typed });
+        self.operator = Some(client.0);
+        self.prompt();
+        client
+    }
+
+    /// A client attached again: its name may be another one, because another client has its place now.
+    pub fn again(&mut self, client: ClientId, name: &str) {
+        let name = plain(name);
+        let Some(this) = self.clients.get_mut(client.0) else {
+            return;
+        };
+        let other = this.name != name;
+        this.name = name;
+        match &mut this.role {
+            Role::Guest {
+                scrollback, typed, ..
+            } if other => {
+                *scrollback = Scrollback::new();
+                typed.clear();
+                if self.focus == Some(client.0) {
+                    self.announce(client.0);
+                }
+                self.show_wanted(client);
+            }
+            Role::Operator { line, .. } => {
+                line.clear();
+                if core::mem::take(&mut self.unanswered) != 0 {
+                    self.say("(started again: what was typed last may not have been carried out)");
+                }
+                self.prompt();
+            }
+            Role::Guest { .. } | Role::Log { .. } => {}
+        }
+    }
+
+    fn show_wanted(&mut self, client: ClientId) {
+        let name = self.clients.get(client.0).map(|client| &client.name);
+        if self.focus.is_none() && self.wanted.is_some() && self.wanted.as_ref() == name {
+            self.wanted = None;
+            self.switch(client.0);
+        }
+    }
+
+    fn announce(&mut self, index: usize) {
+        let name = self.clients.get(index).map_or("", |client| &client.name);
+        let text = format!("guest console: {name}");
+        self.note(&text);
     }
 
     fn add(&mut self, name: &str, role: Role) -> ClientId {
@@ -131,18 +215,17 @@ impl Mux {
                 }
             }
             Role::Log { line } => {
-                let mut done = Vec::new();
-                for &byte in bytes {
-                    if byte != b'\n' {
-                        line.push(byte);
-                    }
-                    if byte == b'\n' || line.len() >= LOG_LINE {
-                        done.push(core::mem::take(line));
-                    }
-                }
+                let done = lines(line, bytes);
                 let name = this.name.clone();
                 for line in done {
-                    self.note_from(&name, &String::from_utf8_lossy(&line));
+                    let line = String::from_utf8_lossy(&line);
+                    self.history.add(&name, &plain(&line));
+                    self.note_from(&name, &line);
+                }
+            }
+            Role::Operator { line, .. } => {
+                for line in lines(line, bytes) {
+                    self.answer(&String::from_utf8_lossy(&line));
                 }
             }
         }
@@ -181,20 +264,19 @@ impl Mux {
         }
     }
 
-    /// The next command that is to be carried out; it is to be answered.
-    pub fn take_command(&mut self) -> Option<Command> {
-        let command = self.commands.pop_front()?;
-        self.unanswered += 1;
-        Some(command)
-    }
-
-    /// The answer to a command, oldest first.
-    pub fn answer(&mut self, lines: &[String]) {
-        self.unanswered = self.unanswered.saturating_sub(1);
-        for line in lines {
-            match self.focus {
+    /// A line of the answer to the oldest command, or its end.
+    fn answer(&mut self, line: &str) {
+        let Some(end) = line.strip_prefix(char::from(END)) else {
+            return match self.focus {
                 None => self.say(line),
                 Some(_) => self.note_from("operator", line),
+            };
+        };
+        self.unanswered = self.unanswered.saturating_sub(1);
+        if !end.is_empty() {
+            match self.named(end) {
+                Some(index) => self.switch(index),
+                None => self.wanted = Some(end.into()),
             }
         }
         self.prompt();
@@ -207,17 +289,18 @@ impl Mux {
             .get_mut(client.0)
             .map(|client| &mut client.role)
         {
-            Some(Role::Guest { typed, .. }) => typed.make_contiguous(),
+            Some(Role::Guest { typed, .. } | Role::Operator { typed, .. }) => {
+                typed.make_contiguous()
+            }
             _ => &[],
         }
     }
 
     /// The client took so many of the typed bytes.
     pub fn taken(&mut self, client: ClientId, count: usize) {
-        if let Some(Role::Guest { typed, .. }) = self
-            .clients
-            .get_mut(client.0)
-            .map(|client| &mut client.role)
+        let client = self.clients.get_mut(client.0);
+        if let Some(Role::Guest { typed, .. } | Role::Operator { typed, .. }) =
+            client.map(|client| &mut client.role)
         {
             typed.drain(..count.min(typed.len()));
         }
@@ -231,7 +314,7 @@ impl Mux {
     /// The last bytes of a log that are no whole line yet, and shown nowhere.
     pub fn unfinished(&self, client: ClientId) -> usize {
         match self.clients.get(client.0).map(|client| &client.role) {
-            Some(Role::Log { line }) => line.len(),
+            Some(Role::Log { line } | Role::Operator { line, .. }) => line.len(),
             _ => 0,
         }
     }
@@ -269,8 +352,7 @@ impl Mux {
 
     /// Shows the prompt and what was typed after it, if it is the operator's turn.
     fn prompt(&mut self) {
-        let busy = self.unanswered != 0 || !self.commands.is_empty();
-        if self.focus.is_some() || !self.opened || busy || self.prompted {
+        if self.focus.is_some() || !self.opened || self.unanswered != 0 || self.prompted {
             return;
         }
         if self.in_line {
@@ -294,7 +376,7 @@ impl Mux {
         let mut guests: Vec<_> = clients
             .filter_map(|(index, client)| match client.role {
                 Role::Guest { number, .. } => Some((number, index)),
-                Role::Log { .. } => None,
+                Role::Log { .. } | Role::Operator { .. } => None,
             })
             .collect();
         guests.sort_unstable();
@@ -327,6 +409,7 @@ impl Mux {
             // Nothing was shown so far: any key opens the command line and is its first.
             self.open();
         }
+        self.wanted = None;
         match self.command.key(byte) {
             Typed::Echo(echo) => {
                 // While a command is carried out there is no line to show it in.
@@ -345,23 +428,42 @@ impl Mux {
     }
 
     fn command_line(&mut self, line: &str) {
-        match operator::parse(line) {
-            Ok(None) => {}
-            Ok(Some(Command::Help)) => operator::help().for_each(|line| self.say(&line)),
-            Ok(Some(Command::Console(name))) => self.show(&name),
-            Ok(Some(_)) if self.commands.len() + self.unanswered >= COMMANDS => {
+        let mut words = line.split_ascii_whitespace();
+        match (words.next(), words.next(), words.next()) {
+            (None, ..) => {}
+            (Some("console"), Some(name), None) => self.show(name),
+            (Some("dmesg"), None, _) => {
+                for line in self.history.lines() {
+                    self.say(&line);
+                }
+            }
+            _ if self.unanswered >= COMMANDS => {
                 self.say("too many commands wait for their answers");
             }
-            Ok(Some(command)) => self.commands.push_back(command),
-            Err(mistake) => self.say(&format!("{mistake}")),
+            _ => self.hand_on(line),
         }
     }
 
-    fn show(&mut self, name: &str) {
+    fn hand_on(&mut self, line: &str) {
+        let operator = self.operator.and_then(|index| self.clients.get_mut(index));
+        match operator.map(|client| &mut client.role) {
+            Some(Role::Operator { typed, .. }) => {
+                typed.extend(line.bytes().chain([b'\n']));
+                self.unanswered += 1;
+            }
+            _ => self.say("nobody is there to carry out commands; a system's toolstack does that"),
+        }
+    }
+
+    fn named(&self, name: &str) -> Option<usize> {
         let named = |index: usize| self.clients.get(index).is_some_and(|c| c.name == name);
         let found = self.guests().into_iter().find(|(_, index)| named(*index));
-        match found {
-            Some((_, index)) => self.switch(index),
+        found.map(|(_, index)| index)
+    }
+
+    fn show(&mut self, name: &str) {
+        match self.named(name) {
+            Some(index) => self.switch(index),
             None => self.say(&format!(
                 "guest {name} has no console, or there is no such guest"
             )),
@@ -371,15 +473,11 @@ impl Mux {
     fn switch(&mut self, index: usize) {
         self.focus = Some(index);
         self.opened = false;
-        let Some(client) = self.clients.get_mut(index) else {
-            return;
+        let missed = match self.clients.get_mut(index).map(|client| &mut client.role) {
+            Some(Role::Guest { scrollback, .. }) => scrollback.take_missed(),
+            _ => return,
         };
-        let text = format!("guest console: {}", client.name);
-        let missed = match &mut client.role {
-            Role::Guest { scrollback, .. } => scrollback.take_missed(),
-            Role::Log { .. } => Vec::new(),
-        };
-        self.note(&text);
+        self.announce(index);
         self.raw(&missed);
     }
 

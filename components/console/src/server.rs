@@ -9,24 +9,21 @@ use alloc::vec::Vec;
 
 use console_mux::{ClientId, Mux};
 use idl::Name;
-use idl::console::{Badge, ClientKind, Console, ConsoleError, ConsoleServer};
+use idl::console::{Badge, ClientKind, Console, ConsoleError, ConsoleServer, Named, Names};
 use idl::ring::{IN_BYTES, OUT_BYTES, Reader, RingPage, Writer};
 use sdk::memory;
 use sdk::port::Ports;
 use sdk::prelude::*;
 
-use crate::orders::Orders;
 use crate::uart::{COUNT, Uart};
 
 const COM1: u16 = 0x3f8;
 const COM1_LINE: u32 = 4;
 /// Bit of the notification for the serial port.
 const SERIAL_BIT: u64 = 1 << 62;
-/// Bit for answers to the operator's commands.
-const ANSWER_BIT: u64 = 1 << 61;
 /// Bit by which clients say that they wrote or read; all of them are looked at then.
 const CLIENT_BIT: u64 = 1;
-/// Ring pages of each component: one for its log, one for its guest.
+/// Ring pages of each component: one for its log, one for its guest or for the operator's commands.
 const PAGES: usize = 2;
 /// Bytes taken from one client before the next one has its turn.
 const TURN: usize = 512;
@@ -44,8 +41,16 @@ impl Identity {
         let place = usize::try_from(self.badge.component).ok()?;
         place.checked_mul(PAGES)?.checked_add(match self.kind {
             ClientKind::Log => 0,
-            ClientKind::Guest => 1,
+            ClientKind::Guest | ClientKind::Operator => 1,
         })
+    }
+
+    /// Whose name it is shown under.
+    fn named(&self, guest: u32) -> Named {
+        match self.kind {
+            ClientKind::Guest => Named::Guest(guest),
+            ClientKind::Log | ClientKind::Operator => Named::Component(self.badge.component),
+        }
     }
 
     fn is(&self, other: &Identity) -> bool {
@@ -67,7 +72,6 @@ struct Client {
 struct Server {
     mux: Mux,
     uart: Uart,
-    orders: Orders,
     line: Cap<cap::Interrupt>,
     /// What clients signal.
     peer: Cap<cap::Notification>,
@@ -79,6 +83,8 @@ struct Server {
     names: Vec<Name>,
     /// Names of the guests that are shown here, likewise.
     guests: Vec<Name>,
+    /// Names of those that came later: root's page, and the numbers that it begins with.
+    later: Option<(&'static Names, u32, u32)>,
 }
 
 /// Serves for ever.
@@ -119,7 +125,6 @@ fn run(
     let mut server = Server {
         mux: Mux::new(),
         uart: Uart::new(ports),
-        orders: Orders::start(env, notification.mint(Rights::SIGNAL, ANSWER_BIT)?)?,
         line,
         peer: notification.mint(Rights::SIGNAL, CLIENT_BIT)?,
         clients: Vec::new(),
@@ -127,6 +132,11 @@ fn run(
         base,
         names: env.clients.iter().cloned().collect(),
         guests: env.guests.iter().cloned().collect(),
+        later: (env.names.address != 0).then(|| {
+            // SAFETY: root mapped the page there for as long as this component lives; it is only read.
+            let page = unsafe { memory::shared_at(env.names.address) };
+            (page, env.names.component, env.names.guest)
+        }),
     };
     for attached in &env.attached {
         // SAFETY: root mapped the page there, writable, for as long as this component lives.
@@ -146,10 +156,22 @@ fn run(
 }
 
 impl Server {
-    /// A name out of root's list; a number where the list is too short.
-    fn name(list: &[Name], what: &str, number: u32) -> String {
+    /// A name out of root's lists; a number where they have none.
+    fn name(&self, which: Named) -> String {
+        let (list, what, number) = match which {
+            Named::Component(number) => (&self.names, "client", number),
+            Named::Guest(number) => (&self.guests, "guest", number),
+        };
+        let later = || {
+            let (page, component, guest) = self.later?;
+            page.get(match which {
+                Named::Component(number) => Named::Component(number.checked_sub(component)?),
+                Named::Guest(number) => Named::Guest(number.checked_sub(guest)?),
+            })
+        };
         let listed = usize::try_from(number).ok().and_then(|at| list.get(at));
-        listed.map_or_else(|| format!("{what} {number}"), |name| format!("{name}"))
+        let name = listed.cloned().or_else(later);
+        name.map_or_else(|| format!("{what} {number}"), |name| format!("{name}"))
     }
 
     /// Takes what was typed and moves bytes, until the device has nothing to say.
@@ -158,21 +180,10 @@ impl Server {
             while let Some(byte) = self.uart.receive() {
                 self.mux.typed(byte);
             }
-            self.operator();
             self.pump();
             if !self.uart.asks() {
                 return;
             }
-        }
-    }
-
-    /// Commands go to their thread, answers to the terminal.
-    fn operator(&mut self) {
-        while let Some(command) = self.mux.take_command() {
-            self.orders.hand_in(command);
-        }
-        while let Some(answer) = self.orders.take_answer() {
-            self.mux.answer(&answer);
         }
     }
 
@@ -221,11 +232,12 @@ impl Server {
     /// Lines that were written before this console started: their components need not be alive
     /// any more. A guest's output waits for its VMM, which attaches again.
     fn find_logs(&mut self) {
-        for place in 0..self.names.len() {
+        for place in 0..self.pages.count as usize / PAGES {
             let identity = Identity {
                 badge: Badge {
                     component: place as u32,
                     guest: None,
+                    operator: false,
                 },
                 kind: ClientKind::Log,
             };
@@ -244,15 +256,11 @@ impl Server {
         guest: u32,
         page: &'static RingPage,
     ) -> &mut Client {
+        let name = self.name(identity.named(guest));
         let id = match identity.kind {
-            ClientKind::Log => {
-                let name = Self::name(&self.names, "client", identity.badge.component);
-                self.mux.attach_log(&name)
-            }
-            ClientKind::Guest => {
-                let name = Self::name(&self.guests, "guest", guest);
-                self.mux.attach_guest(&name, guest)
-            }
+            ClientKind::Log => self.mux.attach_log(&name),
+            ClientKind::Guest => self.mux.attach_guest(&name, guest),
+            ClientKind::Operator => self.mux.attach_operator(&name),
         };
         self.clients.push(Client {
             identity: Some(identity),
@@ -272,6 +280,8 @@ impl Server {
         let badge = Badge::of(client).ok_or(full)?;
         let guest = match kind {
             ClientKind::Log => 0,
+            ClientKind::Operator if badge.operator => 0,
+            ClientKind::Operator => return Err(ConsoleError::NotOperator),
             // What is typed is for whom root says, not for whoever asks.
             #[cfg(not(control = "console-guest"))]
             ClientKind::Guest => badge.guest.ok_or(ConsoleError::NoGuest)?,
@@ -287,8 +297,13 @@ impl Server {
             .iter()
             .position(|client| client.identity.as_ref().is_some_and(|i| i.is(&identity)));
         let client = match known {
-            // It, or this console, was started again.
-            Some(index) => &mut self.clients[index],
+            // It, or this console, was started again, or somebody else has its place now.
+            Some(index) => {
+                let name = self.name(identity.named(guest));
+                let client = &mut self.clients[index];
+                self.mux.again(client.id, &name);
+                client
+            }
             None => self.add_client(identity, guest, page),
         };
         if let Some(old) = client.wake.replace(wake) {

@@ -233,6 +233,38 @@ fn only_who_speaks_for_a_guest_is_its_console() {
 }
 
 #[test]
+fn only_who_has_the_operators_power_is_handed_commands() {
+    let line = Line::default();
+    let console = Component::new("console", crate::server::main)
+        .serves("console")
+        .needs("supervisor")
+        .ports(0x3f8, 8, line.0.clone())
+        .line(4)
+        .ring_pages();
+    let root = Component::driven("root-part").serves("operator");
+    let toolstack = Component::driven("toolstack")
+        .needs("console")
+        .needs("operator");
+    let other = Component::driven("other").needs("console");
+    let system = System::start(Plan::new(), vec![console, root, toolstack, other]);
+    let attaches = |name: &str| system.drive(name, |env| attach(env, ClientKind::Operator));
+    assert!(attaches("other").is_none());
+    let mut operator = attaches("toolstack").unwrap();
+    line.port().typed.extend(b"list --json\r");
+    system.interrupt("console", 4);
+    let mut bytes = [0; 32];
+    assert_eq!(operator.page.input.reader().read(&mut bytes), Ok(12));
+    assert_eq!(&bytes[..12], b"list --json\n");
+    assert!(system.drive("toolstack", |_| say(&mut operator, "[]\n\x04\n")));
+    system.run();
+    assert!(
+        line.shown().ends_with("[]\r\noperator> "),
+        "{}",
+        line.shown()
+    );
+}
+
+#[test]
 fn a_client_that_takes_its_notification_away_costs_no_slot() {
     let line = Line::default();
     let system = system(Plan::new(), &line);

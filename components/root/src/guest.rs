@@ -1,7 +1,7 @@
 //! The life of a guest: what an event leads to.
 
 use idl::builder::{BuildError, Built};
-use idl::operator::{GuestOrder, GuestState};
+use idl::operator::{Ends, GuestOrder, GuestState};
 use idl::supervisor::StopReason;
 
 /// Where a guest is in its life.
@@ -115,6 +115,27 @@ pub fn ordered(phase: Phase, order: GuestOrder) -> Option<(Phase, Action)> {
     }
 }
 
+/// How guests of the system's description end.
+pub const DESCRIBED: Ends = Ends {
+    poweroff: false,
+    reboot: true,
+    crash: false,
+};
+/// A guest that crashes sooner after its start than this is not started again: it would do it again.
+pub const SHORT_LIVED_MS: u64 = 10_000;
+
+/// What a VMM's report comes to for a guest that ran so long and is to end so.
+pub fn ended(reason: StopReason, ends: Ends, lived_ms: u64) -> Event {
+    let (again, otherwise) = match reason {
+        StopReason::Poweroff => (ends.poweroff, reason),
+        StopReason::Reboot => (ends.reboot, StopReason::Poweroff),
+        // Nothing here can resume it.
+        StopReason::Suspend => (false, reason),
+        _ => (ends.crash && lived_ms >= SHORT_LIVED_MS, reason),
+    };
+    Event::Stopped(if again { StopReason::Reboot } else { otherwise })
+}
+
 /// The word that reports use for a reason; tests of whole systems look for it.
 pub fn reason(reason: &StopReason) -> &'static str {
     match reason {
@@ -197,6 +218,35 @@ mod tests {
             phase = next;
         }
         assert_eq!(phase.state(), GuestState::Building);
+    }
+
+    #[test]
+    fn a_guest_ends_or_comes_back_as_it_is_to() {
+        let both = [true, false].map(|again| Ends {
+            poweroff: again,
+            reboot: again,
+            crash: again,
+        });
+        let phase = |reason, ends, lived| step(Phase::Running, ended(reason, ends, lived)).0;
+        for ends in both {
+            let again = |end| match ends.crash {
+                true => Phase::Building,
+                false => Phase::Stopped(end),
+            };
+            let long = SHORT_LIVED_MS;
+            assert_eq!(phase(StopReason::Poweroff, ends, 0), again(End::Off));
+            assert_eq!(phase(StopReason::Reboot, ends, 0), again(End::Off));
+            assert_eq!(phase(StopReason::Crash, ends, long), again(End::Failed));
+            assert_eq!(phase(StopReason::Watchdog, ends, long), again(End::Failed));
+            let failed = Phase::Stopped(End::Failed);
+            assert_eq!(phase(StopReason::Crash, ends, long - 1), failed);
+            assert_eq!(phase(StopReason::Suspend, ends, long), failed);
+        }
+        assert_eq!(
+            phase(StopReason::Reboot, DESCRIBED, 0),
+            Phase::Building,
+            "as a machine does"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@
 extern crate alloc;
 
 pub mod backtrace;
+pub mod define;
 pub mod guest;
 pub mod image;
 pub mod peers;

@@ -129,7 +129,7 @@ pub fn check(manifest: &Manifest, cpus: u64) -> Vec<PlanError> {
         }
     }
     for guest in &manifest.guests {
-        check_guest(manifest, guest, cpus, &mut errors);
+        errors.extend(check_guest(manifest, guest, cpus));
     }
     if let Err(cycle) = start_order(manifest) {
         errors.push(cycle);
@@ -137,7 +137,9 @@ pub fn check(manifest: &Manifest, cpus: u64) -> Vec<PlanError> {
     errors
 }
 
-fn check_guest(manifest: &Manifest, guest: &Guest, cpus: u64, errors: &mut Vec<PlanError>) {
+/// Every mistake in one guest.
+pub fn check_guest(manifest: &Manifest, guest: &Guest, cpus: u64) -> Vec<PlanError> {
+    let mut errors = Vec::new();
     for (key, name) in [("builder", &guest.builder), ("vmm", &guest.vmm)] {
         if !manifest.component(name).is_some_and(|c| c.per_guest) {
             errors.push(PlanError::NoPattern {
@@ -164,6 +166,7 @@ fn check_guest(manifest: &Manifest, guest: &Guest, cpus: u64, errors: &mut Vec<P
             });
         }
     }
+    errors
 }
 
 fn duplicates<'a>(names: impl Iterator<Item = &'a String>, errors: &mut Vec<PlanError>) {
@@ -212,12 +215,14 @@ pub fn shown_by(manifest: &Manifest, console: &str) -> impl Iterator<Item = usiz
 
 /// What the console `server` is told of a client, instance number `place`: `speaks_for` is the
 /// guest whose VMM it is. Everybody may log; only a guest's VMM may be that guest's console, and
-/// only where the manifest says that the guest is shown.
+/// only where the manifest says that the guest is shown. Only who has the operator's power over guests
+/// may carry out what the operator types.
 pub fn console_badge(
     manifest: &Manifest,
     server: &str,
     place: u32,
     speaks_for: Option<usize>,
+    operator: bool,
 ) -> Badge {
     let number = speaks_for.and_then(|guest| {
         let number = shown_by(manifest, server).position(|shown| shown == guest)?;
@@ -226,22 +231,31 @@ pub fn console_badge(
     Badge {
         component: place,
         guest: number,
+        operator,
     }
 }
 
-/// A guest's domain id: its place in the manifest, counted from 1.
+/// Whether root gives a component the operator's power over guests.
+pub fn rules_guests(component: &Component) -> bool {
+    let needs = &component.needs;
+    needs
+        .iter()
+        .any(|need| need.server == ROOT && need.interface == "operator")
+}
+
+/// The domain id of a guest of the description: its place there, counted from 1.
 pub fn domain(guest: usize) -> u16 {
     u16::try_from(guest + 1).unwrap_or(u16::MAX)
 }
 
-/// What a store is told of a client, instance number `place`: a guest's VMM (`speaks_for`) speaks as
-/// that guest, a component that belongs to no guest as domain 0, which rules the store.
-pub fn store_badge(place: u32, guest: Option<usize>, speaks_for: Option<usize>) -> store::Badge {
+/// What a store is told of a client, instance number `place`: a guest's VMM speaks as that guest's
+/// domain (`speaks_for`), a component that belongs to no guest as domain 0, which rules the store.
+pub fn store_badge(place: u32, guest: Option<usize>, speaks_for: Option<u16>) -> store::Badge {
     store::Badge {
         component: place,
         domain: match guest {
             None => Some(0),
-            Some(_) => speaks_for.map(domain),
+            Some(_) => speaks_for,
         },
     }
 }
@@ -441,20 +455,20 @@ mod tests {
             shown_by(&manifest, "console").collect::<Vec<_>>(),
             vec![1, 3]
         );
-        let badge = |guest| console_badge(&manifest, "console", 9, guest);
+        let badge = |guest| console_badge(&manifest, "console", 9, guest, false);
         assert_eq!(badge(Some(1)).guest, Some(0));
         assert_eq!(badge(Some(3)).guest, Some(1));
         for none in [Some(0), Some(2), None, Some(99)] {
             assert_eq!(badge(none).guest, None);
         }
-        assert_eq!(console_badge(&manifest, "", 9, Some(0)).guest, None);
+        assert_eq!(console_badge(&manifest, "", 9, Some(0), false).guest, None);
     }
 
     #[test]
     fn a_guests_builder_does_not_speak_as_its_domain() {
         let domain = |guest, speaks_for| store_badge(4, guest, speaks_for).domain;
         assert_eq!(domain(None, None), Some(0));
-        assert_eq!(domain(Some(2), Some(2)), Some(3));
+        assert_eq!(domain(Some(2), Some(3)), Some(3));
         assert_eq!(domain(Some(2), None), None);
     }
 

@@ -106,22 +106,31 @@ impl<A: Area> Server<A> {
         }
     }
 
-    fn known(&self) -> impl Iterator<Item = DomainInfo> + '_ {
-        (0..).map_while(|index| match self.domains.domain(index) {
-            Ok(info) => info,
-            Err(error) => {
-                log::error!("root tells no domain: {error:?}");
-                None
+    /// All domains, if root tells them.
+    fn known(&self) -> Option<Vec<DomainInfo>> {
+        let mut known = Vec::new();
+        loop {
+            match self.domains.domain(known.len() as u32) {
+                Ok(Some(info)) => known.push(info),
+                Ok(None) => return Some(known),
+                Err(error) => {
+                    log::error!("root tells no domain: {error:?}");
+                    return None;
+                }
             }
-        })
+        }
     }
 
-    /// Releases the domains that are gone, or are others by now.
+    /// Releases the domains that are gone, or are others by now. Of one that was defined while the
+    /// system runs, root may know nothing any more.
     fn look(&mut self) {
-        let known: Vec<_> = self.known().collect();
+        let Some(known) = self.known() else {
+            return;
+        };
         for (domain, starts) in self.service.domains() {
-            let of_it = known.iter().find(|info| info.domain == domain);
-            if of_it.is_some_and(|info| !info.present || info.starts != starts) {
+            let is = |info: &&DomainInfo| info.domain == domain;
+            let there = |info: &DomainInfo| info.present && info.starts == starts;
+            if !known.iter().find(is).is_some_and(there) {
                 self.service.release(domain);
             }
         }
@@ -133,7 +142,7 @@ impl<A: Area> Server<A> {
             Session::New(rings) => {
                 if domain != PRIVILEGED {
                     let rings = rings.ok_or(StoreError::NoDomain)?;
-                    let known: Vec<_> = self.known().collect();
+                    let known = self.known().ok_or(StoreError::NoDomain)?;
                     let links = |info| links(info, &known);
                     let mut present = known.iter().filter(|info| info.present);
                     let served = present.clone().flat_map(links);

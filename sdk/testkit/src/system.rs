@@ -477,6 +477,7 @@ fn wire(state: &mut State, component: usize) -> Startup {
             Console::NAME => Badge {
                 component: component as u32,
                 guest: speaks_for.map(|at| at as u32),
+                operator: spec.needs.iter().any(|need| need.interface == "operator"),
             }
             .word(),
             Store::NAME => store::Badge {

@@ -6,7 +6,7 @@ use idl::manifest::Manifest;
 use idl::name;
 use idl::volume::DISKS_MAX;
 use root_plan::guest::Phase;
-use root_plan::plan::{self, ROOT};
+use root_plan::plan::ROOT;
 use sdk::prelude::*;
 use sdk::startup::DOMAINS;
 
@@ -26,7 +26,7 @@ impl DomainsServer for Desk<'_> {
         let index = usize::try_from(index).ok()?;
         let (guest, place) = (self.manifest.guests.get(index)?, self.guests.get(index)?);
         Some(DomainInfo {
-            domain: plan::domain(index),
+            domain: place.domain,
             name: name(&guest.name),
             starts: place.starts,
             present: !matches!(place.phase, Phase::Waiting | Phase::Stopped(_)),

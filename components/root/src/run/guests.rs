@@ -5,7 +5,9 @@ use alloc::vec::Vec;
 use idl::builder::Built;
 use idl::manifest::Exit;
 use idl::name;
+use idl::operator::Ends;
 use root_plan::guest::{self, Action, End, Event, Phase};
+use root_plan::peers::Caller;
 use sdk::memory::LARGE;
 use sdk::prelude::*;
 
@@ -18,6 +20,17 @@ use super::system::System;
 const EXIT_OFF: u8 = 0x10;
 const EXIT_FAILED: u8 = 0x11;
 
+/// Where a guest comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Of the system's description: it keeps its place.
+    Described,
+    /// The operator defined it.
+    Defined,
+    /// From nowhere: one that was defined is gone, and the place is free.
+    Vacant,
+}
+
 /// A guest, started or not.
 pub struct GuestPlace {
     /// Where it is in its life; see [`GuestPlace::phase`].
@@ -26,12 +39,22 @@ pub struct GuestPlace {
     pub ready: bool,
     /// How often it was built.
     pub starts: u32,
+    /// TSC when it was built last.
+    pub since: u64,
+    /// Its domain id.
+    pub domain: u16,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// What becomes of it when it ends by itself.
+    pub ends: Ends,
     /// Place of its builder.
     pub builder: usize,
     /// Place of its VMM.
     pub vmm: usize,
     /// Pages that its VMM shares with those who may use its grants.
     pub pages: Vec<Cap<cap::Frame>>,
+    /// Whose they are.
+    pub callers: Vec<Caller>,
     /// Its memory, while it has some.
     pub memory: Option<GuestMemory>,
 }
@@ -60,6 +83,7 @@ impl System {
                 self.tear_down(index);
                 log::info!("guest {name}: building");
                 self.guests[index].starts += 1;
+                self.guests[index].since = sdk::time::now();
                 self.build_guest(index)
             }
             Action::Run(built) => {
@@ -85,6 +109,7 @@ impl System {
                 End::Failed => "failed",
             };
             log::info!("guest {name}: {word}");
+            self.vacate(index, end);
             self.maybe_exit();
         }
     }
@@ -149,7 +174,7 @@ impl System {
             memory_bytes: 0,
             frame_slot: 0,
             frame_count: 0,
-            domain: root_plan::plan::domain(index),
+            domain: self.guests[index].domain,
             vcpus: guest.vcpus.len() as u32,
             vcpu_threads: heapless::Vec::new(),
             kernel: None,
@@ -218,9 +243,10 @@ impl System {
         {
             return;
         }
-        let failed = ends
-            .clone()
-            .any(|phase| phase == Phase::Stopped(End::Failed));
+        let failed = self.defined.failed
+            || ends
+                .clone()
+                .any(|phase| phase == Phase::Stopped(End::Failed));
         log::info!("all guests have stopped");
         exit::exit(if failed { EXIT_FAILED } else { EXIT_OFF });
     }

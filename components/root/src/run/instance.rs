@@ -11,9 +11,9 @@ use root_plan::image::Image;
 use root_plan::plan::{self, STACK_BYTES};
 use sdk::abi::{FRAME, boot};
 use sdk::local;
-use sdk::memory::{LARGE, READ_WRITE};
+use sdk::memory::{LARGE, READ, READ_WRITE};
 use sdk::prelude::*;
-use sdk::startup::{self, DmaRight, SLOT_FIRST, Share, THREAD_STACK_BYTES};
+use sdk::startup::{self, DmaRight, NamesPage, SLOT_FIRST, Share, THREAD_STACK_BYTES};
 
 use super::content::{Files, load, start_up_pages};
 use super::maker::Maker;
@@ -23,6 +23,8 @@ use super::wiring::{Wiring, give_dma, give_peers, wire};
 
 /// Where the page of a ring that is attached from the start is mapped.
 const ATTACHED_ADDRESS: u64 = 0x6000_0000_0000;
+/// Where the page with names of later clients is.
+pub const NAMES_ADDRESS: u64 = ATTACHED_ADDRESS + FRAME;
 /// A VMM's first thread gets one part in so many of its CPU's time, each of these periods.
 const SERVICE_SHARE: u64 = 20;
 const SERVICE_PERIOD_MS: u64 = 10;
@@ -73,8 +75,8 @@ pub struct Order<'a> {
     pub serves: &'a [(String, Cap<cap::Endpoint>)],
     /// For builders and VMMs.
     pub guest: Option<GuestParts<'a>>,
-    /// For the console: root's log ring.
-    pub attach: Option<Cap<cap::Frame>>,
+    /// For the console: root's log ring, and the page with names of later clients.
+    pub attach: Option<(Cap<cap::Frame>, Cap<cap::Frame>, NamesPage)>,
     /// For drivers: memory for their device.
     pub dma: DmaRight,
     /// Memory that it had before, if it ran before.
@@ -339,11 +341,17 @@ impl Instance {
                 .push(volume.clone())
                 .map_err(|_| StartError::TooMany("volumes"))?;
         }
-        if let Some(frame) = order.attach {
-            let copy = maker.copy_frame(frame).during("share root's log")?;
-            maker
-                .map(copy, space, ATTACHED_ADDRESS, READ_WRITE)
-                .during("share root's log")?;
+        if let Some((log, names, page)) = order.attach {
+            for (frame, address, flags) in [
+                (log, ATTACHED_ADDRESS, READ_WRITE),
+                (names, NAMES_ADDRESS, READ),
+            ] {
+                let copy = maker.copy_frame(frame).during("share root's log")?;
+                maker
+                    .map(copy, space, address, flags)
+                    .during("share root's log")?;
+            }
+            facts.names = page;
             let attached = startup::Attached {
                 name: name(plan::ROOT),
                 address: ATTACHED_ADDRESS,

@@ -3,6 +3,7 @@
 mod admin;
 mod bank;
 mod content;
+mod define;
 mod domains;
 mod exit;
 mod guests;

@@ -151,7 +151,8 @@ impl PeersServer for Desk<'_> {
         client: u64,
         domain: u16,
     ) -> Result<(Cap<cap::Endpoint>, Cap<cap::Frame>), PeersError> {
-        let index = (0..self.guests.len()).find(|index| plan::domain(*index) == domain);
+        let mut all = self.guests.iter();
+        let index = all.position(|guest| guest.domain == domain);
         let index = index.ok_or(PeersError::NoDomain)?;
         let caller = caller_at(self.places, self.guests, place(client));
         let callers = callers(self.manifest, index);
@@ -161,7 +162,9 @@ impl PeersServer for Desk<'_> {
             .ok_or(PeersError::NotWired)?;
         let badge = Badge {
             caller: number as u16,
-            domain: callers.get(number).map_or(0, |caller| caller.domain()),
+            domain: callers.get(number).map_or(0, |caller| {
+                caller.domain(|guest| self.guests.get(guest).map_or(0, |guest| guest.domain))
+            }),
         };
         let guest = self.guests.get(index).ok_or(PeersError::NoDomain)?;
         let page = guest.pages.get(number).ok_or(PeersError::NotRunning)?;
@@ -192,11 +195,22 @@ fn caller_at(places: &[Place], guests: &[GuestPlace], index: usize) -> Option<Ca
 
 impl System {
     /// The pages that a guest's VMM shares with those who may call it, by their numbers: made once, and
-    /// the same for all its VMMs.
+    /// the same for all its VMMs. A place may have had another guest, with others who may call it: from
+    /// the first number on that was somebody else's, pages are new.
     pub(super) fn peer_pages(&mut self, guest: usize) -> Vec<Cap<cap::Frame>> {
-        let count = callers(&self.manifest, guest).len();
-        let pages = &mut self.guests[guest].pages;
-        while pages.len() < count {
+        let callers = callers(&self.manifest, guest);
+        let GuestPlace {
+            pages,
+            callers: before,
+            ..
+        } = &mut self.guests[guest];
+        let same = callers.iter().zip(before.iter());
+        let same = same.take_while(|(now, before)| now == before).count();
+        if same < callers.len() {
+            pages.truncate(same);
+            before.clone_from(&callers);
+        }
+        while pages.len() < callers.len() {
             let page = sdk::memory::own()
                 .retype::<cap::Frame>(ORDER_4K)
                 .and_then(|page| page.copy(Rights::READ.or(Rights::WRITE)));
@@ -208,7 +222,7 @@ impl System {
                 }
             }
         }
-        pages.clone()
+        pages.iter().take(callers.len()).copied().collect()
     }
 
     /// Whether one of two instances may use the other's guest's grants.

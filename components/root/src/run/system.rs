@@ -1,6 +1,5 @@
 //! The system as root sees it: which instance is in which state, and what each event leads to.
 
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -9,8 +8,7 @@ use idl::builder::Builder;
 use idl::domains::Domains;
 use idl::hardware::Hardware as HardwareInterface;
 use idl::manifest::{Component, Manifest};
-use idl::name;
-use idl::operator::Operator;
+use idl::operator::{DEFINED_MAX, Operator};
 use idl::peers::Peers as PeersInterface;
 use idl::ring::RingPage;
 use idl::supervisor::{StopReason, Supervisor};
@@ -21,16 +19,17 @@ use sdk::abi::archive::Archive;
 use sdk::abi::boot::{self, Info};
 use sdk::memory::{ORDER_4K, Shared, Window};
 use sdk::prelude::*;
-use sdk::startup::{CLIENTS_MAX, DmaRight, Machine, Share};
+use sdk::startup::{DmaRight, Machine, Share};
 
 use super::admin::{self, Kills};
 use super::bank::Bank;
+use super::define::{Defined, add_guest};
 use super::domains;
 use super::guests::GuestPlace;
 use super::hardware::{self, DmaMemory, Hardware};
 use super::inbox::{Inbox, News};
 use super::instance::{Connection, GuestParts, Instance, Order};
-use super::operator::{Desk, Orders};
+use super::operator::{Desk, Orders, Todo};
 use super::{peers, report};
 
 /// Bit of the console's notification by which root announces log lines.
@@ -104,10 +103,10 @@ pub struct Place {
     /// Memory that it shares with clients, for good.
     pub(super) shares: Vec<Share>,
     /// The console's ring pages: clients keep theirs over its restarts.
-    rings: Option<(Cap<cap::Frame>, u32)>,
+    pub(super) rings: Option<(Cap<cap::Frame>, u32)>,
     /// It runs.
     pub(super) instance: Option<Instance>,
-    fault: Cap<cap::Notification>,
+    pub(super) fault: Cap<cap::Notification>,
     pub(super) history: History,
     /// What it died of last.
     pub(super) causes: Vec<report::Cause>,
@@ -124,6 +123,8 @@ pub struct System {
     order: Vec<usize>,
     pub(super) places: Vec<Place>,
     pub(super) guests: Vec<GuestPlace>,
+    pub(super) defined: Defined,
+    pub(super) note: Cap<cap::Notification>,
     log: Shared<RingPage>,
     /// By which root tells the console of log lines.
     log_wake: Option<Cap<cap::Notification>>,
@@ -151,46 +152,17 @@ impl System {
             }
         }
         let mut places: Vec<Place> = Vec::new();
-        let mut add = |component: usize, name: String, guest| {
-            let bit = 1 << (places.len() % FAULT_BITS);
-            places.push(Place {
-                name,
-                component,
-                guest,
-                state: State::Waiting,
-                kept: None,
-                dma: DmaRight::default(),
-                keep: DmaRight::default(),
-                shares: Vec::new(),
-                rings: None,
-                instance: None,
-                fault: note.mint(Rights::SIGNAL, bit)?,
-                history: History::default(),
-                causes: Vec::new(),
-            });
-            Ok(places.len() - 1)
-        };
         // Components keep their index; those that are per guest have a place that stays empty.
         for (index, component) in manifest.components.iter().enumerate() {
-            add(index, component.name.clone(), None)?;
+            let name = component.name.clone();
+            places.push(Place::new(note, index, index, name, None)?);
         }
         let mut guests = Vec::new();
-        for (index, guest) in manifest.guests.iter().enumerate() {
-            let mut part = |pattern: &str| {
-                let found = manifest.components.iter().position(|c| c.name == pattern);
-                let component = found.ok_or(Status::InvalidArgument)?;
-                add(component, format!("{pattern}-{}", guest.name), Some(index))
-            };
-            guests.push(GuestPlace {
-                phase: Phase::Waiting,
-                builder: part(&guest.builder)?,
-                vmm: part(&guest.vmm)?,
-                ready: false,
-                starts: 0,
-                pages: Vec::new(),
-                memory: None,
-            });
+        for index in 0..manifest.guests.len() {
+            let domain = plan::domain(index);
+            guests.push(add_guest(note, &manifest, &mut places, index, domain)?);
         }
+        let defined = Defined::after(guests.len(), places.len())?;
         let clients = |server| hardware::clients(&manifest, &places, server).len() as u32;
         let dma = DmaMemory::needed(&manifest, clients);
         let mut system = System {
@@ -210,6 +182,8 @@ impl System {
             endpoints,
             places,
             guests,
+            defined,
+            note,
             log: sdk::memory::shared_page()?,
             log_wake: None,
             inbox: Inbox::default(),
@@ -328,9 +302,14 @@ impl System {
                 let guest = place.guest.filter(vmm);
                 let badge = match need.interface.as_str() {
                     "console" => {
-                        plan::console_badge(&self.manifest, server, index as u32, guest).word()
+                        let operator = plan::rules_guests(component);
+                        let number = index as u32;
+                        plan::console_badge(&self.manifest, server, number, guest, operator).word()
                     }
-                    "store" => plan::store_badge(index as u32, place.guest, guest).word(),
+                    "store" => {
+                        let domain = guest.map(|guest| self.guests[guest].domain);
+                        plan::store_badge(index as u32, place.guest, domain).word()
+                    }
                     _ => id,
                 };
                 (found.map(|(.., endpoint)| *endpoint), rights, badge)
@@ -361,19 +340,12 @@ impl System {
             .map(|(_, interface, endpoint)| (interface.clone(), *endpoint))
             .collect();
         let console = Self::is_console(&component);
-        let clients: Vec<_> = if console {
-            let names = self.places.iter().map(|place| name(&place.name));
-            names.take(CLIENTS_MAX).collect()
-        } else {
-            Vec::new()
-        };
-        let guests = plan::shown_by(&self.manifest, &component.name).map(|guest| {
-            let guest = &self.manifest.guests[guest];
-            name(&guest.name)
-        });
-        let guests = guests.take(CLIENTS_MAX).collect();
+        let (clients, guests) = self.known_names(&component);
+        let names = self.defined.page(&self.manifest, &component.name);
         if console && self.places[index].rings.is_none() {
-            let count = (clients.len() * RING_PAGES) as u32;
+            // Each guest that may be defined has a builder and a VMM.
+            let places = self.defined.places + 2 * DEFINED_MAX;
+            let count = (places * RING_PAGES) as u32;
             match sdk::memory::own().retype_many(ORDER_4K, count) {
                 Ok(frames) => self.places[index].rings = Some((frames, count)),
                 Err(status) => log::error!("no ring pages for the console: {status:?}"),
@@ -388,7 +360,7 @@ impl System {
             connections: &connections,
             serves: &serves,
             guest,
-            attach: console.then_some(self.log.frame),
+            attach: console.then_some((self.log.frame, self.defined.names.frame, names)),
             ring_pages: place.rings,
             dma: place.dma,
             keep: place.keep,
@@ -465,6 +437,8 @@ impl System {
                                 info: self.tools.info,
                                 manifest: &self.manifest,
                                 guests: &self.guests,
+                                defined: &mut self.defined,
+                                archive: &self.tools.archive,
                                 bank: &self.tools.bank,
                                 orders: &mut self.orders,
                             };
@@ -522,8 +496,11 @@ impl System {
                 log::warn!("component {}: killed by order", self.places[index].name);
                 self.died(index);
             }
-            while let Some((guest, order)) = self.orders.pop_front() {
-                self.guest_event(guest, Event::Order(order));
+            while let Some(todo) = self.orders.pop_front() {
+                match todo {
+                    Todo::Order(guest, order) => self.guest_event(guest, Event::Order(order)),
+                    Todo::Define(new) => self.define(new),
+                }
             }
             sdk::logging::flush();
         }
@@ -608,6 +585,8 @@ impl System {
         if !detail.is_empty() {
             log::info!("guest {name}: {}", report::plain(detail));
         }
-        self.guest_event(guest, Event::Stopped(reason));
+        let place = &self.guests[guest];
+        let lived = sdk::time::now().saturating_sub(place.since) / self.tools.info.tsc_khz.max(1);
+        self.guest_event(guest, guest::ended(reason, place.ends, lived));
     }
 }
