@@ -29,6 +29,7 @@ mod iommu;
 mod machines;
 mod made;
 mod mutants;
+mod operator;
 mod planted;
 mod report;
 mod restart;
@@ -125,6 +126,8 @@ enum Group {
     Iommu,
     /// The store that guests and components share.
     Store,
+    /// Guests that the operator makes of files.
+    Operator,
     /// Debian on a disk, whose backend and driver are killed; not run unless it is named, until there are
     /// backends.
     Devices,
@@ -149,6 +152,7 @@ const ALL: &[Group] = &[
     Group::Hostile,
     Group::Iommu,
     Group::Store,
+    Group::Operator,
     Group::Selftest,
     Group::Restart,
     Group::Bench,
@@ -196,6 +200,7 @@ fn run(cli: &Cli) -> Result<bool> {
                 | Group::Restart
                 | Group::Iommu
                 | Group::Store
+                | Group::Operator
                 | Group::Devices
                 | Group::Selftest
                 | Group::Bench
@@ -230,6 +235,7 @@ fn run(cli: &Cli) -> Result<bool> {
                 iommu::run(&mut machines, &mut report, cli.full);
             }
             Group::Store => store::run(&mut machines, &mut report),
+            Group::Operator => operator::run(&mut machines, &mut report),
             Group::Devices => debian::run(&mut machines, &mut report, cli.full),
             Group::Oracle => xen::record::run(&mut machines, &mut report, cli.full, cli.again),
             Group::Selftest => {

@@ -99,6 +99,17 @@ fn disk(manifest: &Manifest, disk: &Disk) -> Option<volume::Disk> {
                 volumes.any(|volume| volume.name == disk.volume)
             };
             let component = manifest.components.iter().find(has)?;
+            // As in the description: two do not write the same blocks, unless writes go to memory.
+            let mut volumes = component.volumes.iter();
+            let volume = volumes.find(|volume| volume.name == disk.volume)?;
+            let mut others = manifest.guests.iter().flat_map(|guest| &guest.disks);
+            let written = others.any(|other| {
+                let component = matches!(other.backend, Backend::Component(_));
+                component && other.volume == disk.volume && !other.read_only
+            });
+            if !disk.read_only && written && volume.overlay_bytes == 0 {
+                return None;
+            }
             Backend::Component(idl::name(&component.name))
         }
     };
@@ -213,6 +224,23 @@ mod tests {
             ]
         );
         assert_eq!(guest.drivers, ["linux"]);
+    }
+
+    #[test]
+    fn two_guests_do_not_write_the_same_volume() {
+        let mut manifest = manifest();
+        let mut definition = definition("new");
+        definition.disks.truncate(1);
+        definition.disks[0].read_only = false;
+        let first = guest(&manifest, 1, 2, archive, &definition).unwrap();
+        manifest.guests.push(first);
+        definition.name = idl::name("other");
+        let judged = |manifest: &Manifest, definition: &Definition| {
+            guest(manifest, 1, 2, archive, definition).map(|_| ())
+        };
+        assert_eq!(judged(&manifest, &definition), Err(DefineError::Disk(0)));
+        definition.disks[0].read_only = true;
+        assert_eq!(judged(&manifest, &definition), Ok(()));
     }
 
     fn definition(name: &str) -> Definition {

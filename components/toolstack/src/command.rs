@@ -257,7 +257,8 @@ mod tests {
             line in prop_oneof![".{0,80}", "(list|create|shutdown|pause|help|-w|-c|--json| |a){0,8}"],
         ) {
             if let Err(mistake) = parse(&line) {
-                prop_assert!(!format!("{mistake}").is_empty());
+                let said = format!("{mistake}");
+                prop_assert!(!said.is_empty());
             }
         }
     }

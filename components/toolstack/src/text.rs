@@ -160,7 +160,7 @@ pub fn undefined(name: &str, error: DefineError) -> String {
         DefineError::Initrd => "the boot archive has no such ramdisk; try files".into(),
         DefineError::Disk(disk) => {
             format!(
-                "disk {disk} (from 0): there is no such volume or backend guest, or its vdev is not xvda to xvdz"
+                "disk {disk} (from 0): there is no such volume or backend guest, another guest writes it, or its vdev is not xvda to xvdz"
             )
         }
         DefineError::Full => "as many guests are there as can be; destroy one".into(),
