@@ -9,7 +9,15 @@ use proptest::prelude::*;
 
 fn packages() -> Packages {
     let mut packages = Packages::new();
-    for name in ["root", "builder", "vmm", "xenstore", "bench", "blkback"] {
+    for name in [
+        "root",
+        "builder",
+        "vmm",
+        "xenstore",
+        "toolstack",
+        "bench",
+        "blkback",
+    ] {
         packages.insert(name.into(), Wishes::default());
     }
     let console = Wishes {
@@ -316,7 +324,10 @@ fn one_guest_is_a_whole_system() {
         .iter()
         .map(|c| c.name.as_str())
         .collect();
-    assert_eq!(names, ["console", "builder", "vmm", "xenstore"]);
+    assert_eq!(
+        names,
+        ["console", "builder", "vmm", "xenstore", "toolstack"]
+    );
     let console = manifest.component("console").unwrap();
     assert_eq!((console.ports[0].first, console.ports[0].count), (0x3f8, 8));
     let vmm = manifest.component("vmm").unwrap();
@@ -324,6 +335,23 @@ fn one_guest_is_a_whole_system() {
     assert_eq!(servers, ["root", "console", "xenstore"]);
     assert_eq!(manifest.component("xenstore").unwrap().keep_bytes, 4 << 20);
     assert_eq!(manifest.guests[0].vcpus, [0]);
+}
+
+#[test]
+fn files_are_for_guests_to_come() {
+    let text = "[[file]]\nname = \"a.cfg\"\ntext = \"name = 'a'\"\n[[file]]\nname = \"k\"\npath = \"Cargo.toml\"\n";
+    assert_eq!(messages(text), []);
+    let (description, _) = read::text(Path::new("system.toml"), text.into());
+    let manifest = manifest::manifest(&description);
+    assert!(manifest.component("toolstack").is_some() && manifest.component("vmm").is_some());
+    let wrong = "[[file]]\nname = \"/a b\"\n[[file]]\nname = \"k\"\npath = \"no\"\ntext = \"\"\n\
+                 [[file]]\nname = \"k\"\npath = \"none\"\nmode = 1\n";
+    says(wrong, 1, &["file /a b: one of path and text"]);
+    says(wrong, 2, &["\"/a b\" cannot be used", "letters, digits"]);
+    says(wrong, 3, &["file k: one of path and text"]);
+    says(wrong, 8, &["two files are called \"k\""]);
+    says(wrong, 9, &["there is no file none"]);
+    says(wrong, 10, &["unknown key `mode`"]);
 }
 
 #[test]

@@ -159,7 +159,7 @@ const CLAIMS: &[Claim<Session>] = &[
         says(s, "create -n linux.cfg", "guest linux could be created")?;
         let answer = ask(s, "create -c /boot/linux.cfg")?;
         ensure!(
-            answer.contains("line 10, column 1: vnc is not supported and ignored")
+            answer.contains("line 9, column 1: vnc is not supported and ignored")
                 && answer.contains("guest linux: building, domain 1"),
             "{answer:?}"
         );
