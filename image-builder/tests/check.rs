@@ -350,7 +350,7 @@ fn files_are_for_guests_to_come() {
     says(wrong, 2, &["\"/a b\" cannot be used", "letters, digits"]);
     says(wrong, 3, &["file k: one of path and text"]);
     says(wrong, 8, &["two files are called \"k\""]);
-    says(wrong, 9, &["there is no file none"]);
+    says(wrong, 9, &["there is no file ./none"]);
     says(wrong, 10, &["unknown key `mode`"]);
 }
 

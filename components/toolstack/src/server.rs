@@ -66,6 +66,8 @@ pub fn main(env: Env) {
         Ok(terminal) => terminal,
         Err(error) => panic!("no place at the console: {error:?}"),
     };
+    // Keys that were typed before the console listened are lost; from here on they are not.
+    log::info!("commands: Ctrl-] 0, then help");
     let mut shell = Shell {
         root,
         terminal,
