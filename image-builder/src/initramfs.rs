@@ -30,6 +30,19 @@ while :; do
 done
 "#;
 
+/// What Linux runs when it is asked through the store (orderly_poweroff in its kernel/reboot.c): the first
+/// process is a script, which nobody else could ask.
+const END: &[(&str, &str)] = &[
+    (
+        "sbin/poweroff",
+        "#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n",
+    ),
+    (
+        "sbin/reboot",
+        "#!/bin/busybox sh\nexec /bin/busybox reboot -f\n",
+    ),
+];
+
 /// A file, folder or link of the archive.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -46,12 +59,15 @@ const LINK: u32 = 0o120_777;
 /// The archive: `busybox` is the static binary, `more` is put beside it.
 pub fn busybox(busybox: &[u8], more: &[Entry]) -> Vec<u8> {
     let mut out = Cpio::default();
-    for folder in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
+    for folder in ["bin", "dev", "etc", "proc", "root", "sbin", "sys", "tmp"] {
         out.entry(folder, FOLDER, (0, 0), &[]);
     }
     out.entry("dev/console", 0o020_600, (5, 1), &[]);
     out.entry("bin/busybox", PROGRAM, (0, 0), busybox);
     out.entry("init", PROGRAM, (0, 0), INIT.as_bytes());
+    for (name, script) in END {
+        out.entry(name, PROGRAM, (0, 0), script.as_bytes());
+    }
     for Entry {
         name,
         mode,
