@@ -50,6 +50,13 @@ impl Description {
     pub fn wired(&self) -> impl Iterator<Item = &Component> {
         self.components.iter().filter(|c| c.name.value != ROOT)
     }
+
+    /// The kernel whose modules a `[[file]]` that is `builtin:busybox+disks` has: the first of Debian's.
+    pub fn kernel_of_files(&self) -> Option<&Input> {
+        let mut paths = self.files.iter().filter_map(|file| file.path.as_ref());
+        let kernel = paths.find(|path| matches!(path.value, Input::DebianKernel { .. }));
+        kernel.map(|path| &path.value)
+    }
 }
 
 /// The component that the core starts.

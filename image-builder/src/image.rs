@@ -299,6 +299,10 @@ impl Inputs<'_> {
         for file in &self.description.files {
             let name = &file.name.value;
             let bytes = match (&file.path, &file.text) {
+                (Some(path), _) if path.value == Input::BusyboxDisks => {
+                    let kernel = self.description.kernel_of_files();
+                    self.with_disks(kernel.unwrap_or(&path.value))
+                }
                 (Some(path), _) => self.bytes(&path.value).and_then(|bytes| self.unpack(bytes)),
                 (None, Some(text)) => Ok(text.value.clone().into_bytes()),
                 (None, None) => bail!("file {name} is neither a path nor a text"),

@@ -352,6 +352,10 @@ fn files_are_for_guests_to_come() {
     says(wrong, 8, &["two files are called \"k\""]);
     says(wrong, 9, &["there is no file ./none"]);
     says(wrong, 10, &["unknown key `mode`"]);
+    let disks = "[[file]]\nname = \"i\"\npath = \"builtin:busybox+disks\"\n";
+    says(disks, 3, &["file i: no file is a kernel of Debian's"]);
+    let kernel = "[[file]]\nname = \"v\"\npath = \"debian:linux-image-amd64\"\n";
+    assert_eq!(messages(&format!("{disks}{kernel}")), []);
 }
 
 #[test]

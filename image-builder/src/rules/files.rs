@@ -3,6 +3,7 @@
 use microvisor_abi::archive::NAME_BYTES;
 
 use super::Rules;
+use crate::description::Input;
 use crate::manifest;
 
 impl Rules<'_> {
@@ -33,6 +34,14 @@ impl Rules<'_> {
             }
             seen.push(name);
             match (&file.path, &file.text) {
+                (Some(path), None)
+                    if path.value == Input::BusyboxDisks
+                        && description.kernel_of_files().is_none() =>
+                {
+                    let message = format!("{what}: no file is a kernel of Debian's");
+                    let advice = "builtin:busybox+disks has modules of the first [[file]] with path = \"debian:PACKAGE\"";
+                    self.add(&path.span, message, advice);
+                }
                 (Some(path), None) => self.input(&path.span, &what, &path.value),
                 (None, Some(_)) => {}
                 _ => {

@@ -129,7 +129,6 @@ pub fn add_guest(
         builder: part(&guest.builder)?,
         vmm: part(&guest.vmm)?,
         pages: Vec::new(),
-        callers: Vec::new(),
         memory: None,
     })
 }

@@ -51,10 +51,8 @@ pub struct GuestPlace {
     pub builder: usize,
     /// Place of its VMM.
     pub vmm: usize,
-    /// Pages that its VMM shares with those who may use its grants.
-    pub pages: Vec<Cap<cap::Frame>>,
-    /// Whose they are.
-    pub callers: Vec<Caller>,
+    /// Pages that its VMM shares with those who may use its grants, and with whom.
+    pub pages: Vec<(Caller, Cap<cap::Frame>)>,
     /// Its memory, while it has some.
     pub memory: Option<GuestMemory>,
 }

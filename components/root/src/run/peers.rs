@@ -167,7 +167,9 @@ impl PeersServer for Desk<'_> {
             }),
         };
         let guest = self.guests.get(index).ok_or(PeersError::NoDomain)?;
-        let page = guest.pages.get(number).ok_or(PeersError::NotRunning)?;
+        let mut pages = guest.pages.iter();
+        let page = pages.find(|(whose, _)| Some(*whose) == caller);
+        let (_, page) = page.ok_or(PeersError::NotRunning)?;
         let vmm = self.places.get_mut(guest.vmm);
         let vmm = vmm.and_then(|place| place.instance.as_mut());
         let right = vmm.ok_or(PeersError::NotRunning)?.right(badge)?;
@@ -194,35 +196,31 @@ fn caller_at(places: &[Place], guests: &[GuestPlace], index: usize) -> Option<Ca
 }
 
 impl System {
-    /// The pages that a guest's VMM shares with those who may call it, by their numbers: made once, and
-    /// the same for all its VMMs. A place may have had another guest, with others who may call it: from
-    /// the first number on that was somebody else's, pages are new.
+    /// The pages that a guest's VMM shares with those who may call it, by their numbers. A place has one
+    /// for each caller, made once and kept: the next VMM has the same, and so has the next guest there.
     pub(super) fn peer_pages(&mut self, guest: usize) -> Vec<Cap<cap::Frame>> {
-        let callers = callers(&self.manifest, guest);
-        let GuestPlace {
-            pages,
-            callers: before,
-            ..
-        } = &mut self.guests[guest];
-        let same = callers.iter().zip(before.iter());
-        let same = same.take_while(|(now, before)| now == before).count();
-        if same < callers.len() {
-            pages.truncate(same);
-            before.clone_from(&callers);
-        }
-        while pages.len() < callers.len() {
+        let mut pages = Vec::new();
+        for caller in callers(&self.manifest, guest) {
+            let kept = &mut self.guests[guest].pages;
+            if let Some((_, page)) = kept.iter().find(|(whose, _)| *whose == caller) {
+                pages.push(*page);
+                continue;
+            }
             let page = sdk::memory::own()
                 .retype::<cap::Frame>(ORDER_4K)
                 .and_then(|page| page.copy(Rights::READ.or(Rights::WRITE)));
             match page {
-                Ok(page) => pages.push(page),
+                Ok(page) => {
+                    kept.push((caller, page));
+                    pages.push(page);
+                }
                 Err(status) => {
                     log::error!("no page to share with a guest's backend: {status:?}");
                     break;
                 }
             }
         }
-        pages.iter().take(callers.len()).copied().collect()
+        pages
     }
 
     /// Whether one of two instances may use the other's guest's grants.
