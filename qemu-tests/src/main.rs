@@ -131,7 +131,8 @@ enum Group {
     /// Debian on a disk, whose backend and driver are killed; not run unless it is named, until there are
     /// backends.
     Devices,
-    /// The core's calls, driven from ring 3 on four CPUs; a component made from the template.
+    /// The core's calls, driven from ring 3 on four CPUs; what a component observes of another; a
+    /// component made from the template.
     Selftest,
     /// The core's object code against its specification.
     Spec,
