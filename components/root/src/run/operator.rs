@@ -1,6 +1,7 @@
 //! What the operator's console asks of root: answered from what root knows; an allowed order is
 //! noted, and carried out when the caller has its answer.
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 
 use idl::manifest::Manifest;
@@ -23,7 +24,7 @@ pub enum Todo {
     /// An order for a guest.
     Order(usize, GuestOrder),
     /// Another guest.
-    Define(New),
+    Define(Box<New>),
 }
 
 /// In the order in which it was allowed.
@@ -107,7 +108,7 @@ impl OperatorServer for Desk<'_> {
             ends,
             domain,
         };
-        self.orders.push_back(Todo::Define(new));
+        self.orders.push_back(Todo::Define(Box::new(new)));
         Ok(domain)
     }
 

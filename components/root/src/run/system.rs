@@ -499,7 +499,7 @@ impl System {
             while let Some(todo) = self.orders.pop_front() {
                 match todo {
                     Todo::Order(guest, order) => self.guest_event(guest, Event::Order(order)),
-                    Todo::Define(new) => self.define(new),
+                    Todo::Define(new) => self.define(*new),
                 }
             }
             sdk::logging::flush();
