@@ -297,8 +297,8 @@ impl Peer {
 
     /// Takes the events that came. Only after a wait for the bit that was given to
     /// [`Peer::connect`], or the next event may not set it.
-    pub fn pending(&mut self) -> Vec<Channel> {
-        self.page.to_caller.take().map(Channel).collect()
+    pub fn pending(&mut self) -> impl Iterator<Item = Channel> + '_ {
+        self.page.to_caller.take().map(Channel)
     }
 
     /// Whether the VMM that was attached to is still there. To be asked when bit

@@ -107,7 +107,7 @@ pub fn serve(hub: &Hub, seat: usize) {
             && let Some(side) = &mut served.side
         {
             // Whichever it was: all rings are looked at.
-            side.peer.pending();
+            side.peer.pending().for_each(drop);
         }
         if bits & (STORE_BIT | GONE_BIT) != 0 {
             served.look();

@@ -250,10 +250,10 @@ impl Foreign {
     /// Makes the guest's ports pending whose bits other VMMs set.
     pub fn woken(&mut self, bits: u64, shared: &Shared, domain: &mut Domain) {
         let mut effects = Effects::new(shared, NOBODY, None);
-        for place in 0..self.links.len() {
-            if bits & service::foreign(place) == 0 {
-                continue;
-            }
+        let mut bits = bits & service::FOREIGN;
+        while bits != 0 {
+            let place = (bits.trailing_zeros() - service::foreign(0).trailing_zeros()) as usize;
+            bits &= bits - 1;
             let id = LinkId(FIRST_LINK + place as u16);
             let Some(link) = self.link(place) else {
                 continue;

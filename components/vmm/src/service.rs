@@ -137,7 +137,9 @@ impl Service {
                     notify_guest(shared, *port);
                 }
             }
-            if let Some((peers, _)) = &mut self.peers {
+            if let Some((peers, _)) = &mut self.peers
+                && bits & (service::CALLERS | PEERS) != 0
+            {
                 peers.woken(bits);
                 if bits & PEERS != 0 {
                     peers.lost();

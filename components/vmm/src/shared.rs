@@ -151,6 +151,9 @@ pub mod service {
         PEER << caller
     }
 
+    /// The bits of all callers.
+    pub const CALLERS: u64 = foreign(0) - peer(0);
+
     /// The bits of all connections to other guests' VMMs.
     pub const FOREIGN: u64 = foreign(sdk::startup::PEERS_MAX) - foreign(0);
 

@@ -385,7 +385,9 @@ impl Vcpu {
         if flags & (flag::WAKE | flag::UPCALL) != 0 {
             let shared = self.shared;
             let domain = shared.domain.lock();
-            self.refresh_xen_deadline(&domain);
+            if domain.deadlines() != self.xen_deadlines {
+                self.refresh_xen_deadline(&domain);
+            }
         }
         if flags & (flag::INIT | flag::STARTUP | flag::UP | flag::DOWN | flag::FLUSH) != 0 {
             self.look_at_power_flags(flags);

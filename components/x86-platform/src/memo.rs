@@ -174,13 +174,19 @@ impl<W: Copy + PartialEq, T: Copy, const ENTRIES: usize> Memo<W, T, ENTRIES> {
         (key ^ key >> 5 ^ key >> 12) as usize % ENTRIES
     }
 
+    /// The other place: far away, since keys that belong together are neighbours.
+    #[inline(always)]
+    fn other(place: usize) -> usize {
+        place ^ (ENTRIES / 2)
+    }
+
     /// The answer that working it out now would give, if it is known.
     #[inline(always)]
     pub fn get<M: GuestMemory<Word = W>>(&self, memory: &M, key: u64) -> Option<&T> {
         let place = self.place(key);
         match self.entries.get(place)? {
             Some(entry) if entry.key == key => entry.proof.holds(memory).then_some(&entry.answer),
-            _ => self.get_second(memory, key, place ^ 1),
+            _ => self.get_second(memory, key, Self::other(place)),
         }
     }
 
@@ -212,7 +218,7 @@ impl<W: Copy + PartialEq, T: Copy, const ENTRIES: usize> Memo<W, T, ENTRIES> {
         let before = self.entries.get(place).copied().flatten();
         if let (Some(before), Some(entry)) = (
             before.filter(|before| before.key != key),
-            self.entries.get_mut(place ^ 1),
+            self.entries.get_mut(Self::other(place)),
         ) {
             *entry = Some(before);
         }

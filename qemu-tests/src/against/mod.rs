@@ -7,6 +7,7 @@
 //! | [`measured`] | reads what the guest says |
 //! | [`whole`] | the same for each system as a whole |
 //! | [`boots`], [`linux`], [`icount`] | boots both systems; the guest and the counter for the rows about the whole |
+//! | [`kvm`] | rows that Linux's KVM has too, to be seen beside the others and held to nothing |
 //! | [`chart`] | the table as a picture |
 //!
 //! Results go to `build/suite/against-xen.json` and `.svg`. Xen boots take minutes on a busy machine,
@@ -15,6 +16,7 @@
 mod boots;
 mod chart;
 mod icount;
+mod kvm;
 mod linux;
 mod measured;
 mod rows;
@@ -29,6 +31,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 
 use self::boots::Run;
+use self::measured::Measured;
 use self::rows::{Goal, ROWS, Verdict};
 use self::whole::WHOLE;
 use crate::machines::Machines;
@@ -47,7 +50,12 @@ pub fn run(machines: &mut Machines, report: &mut Report) {
     report.claim("two_runs_here_give_the_same_counts", || same(&ours));
     report.claim("two_runs_under_xen_give_the_same_counts", || same(&xen));
     let (ours, xen) = (&ours[0], &xen[0]);
-    table(report, ours, xen);
+    let mut kvm = Measured::default();
+    report.claim("linux_kvm_is_measured_beside", || {
+        kvm = kvm::measure(machines)?;
+        Ok(())
+    });
+    table(report, ours, xen, &kvm);
     for row in ROWS {
         match row.verdict(&ours.measured, &xen.measured) {
             Verdict::Met => report.pass(&row.claim()),
@@ -72,7 +80,7 @@ pub fn run(machines: &mut Machines, report: &mut Report) {
     }
     let folder = machines.folder();
     report.claim("the_table_is_written_as_json_and_as_a_chart", || {
-        write(&folder, &machines.workspace.root, ours, xen)
+        write(&folder, &machines.workspace.root, ours, xen, &kvm)
     });
 }
 
@@ -108,10 +116,10 @@ fn same([first, second]: &[Run; 2]) -> Result<()> {
 }
 
 /// The table for people.
-fn table(report: &Report, ours: &Run, xen: &Run) {
+fn table(report: &Report, ours: &Run, xen: &Run, kvm: &Measured) {
     report.line(format_args!(
-        "     {:<26}{:>12}{:>14}{:>8}  goal",
-        "row", "microvisor", xen.version, "ratio"
+        "     {:<26}{:>12}{:>14}{:>12}{:>8}  goal",
+        "row", "microvisor", xen.version, "Linux KVM", "ratio"
     ));
     for row in ROWS {
         let goal = match (row.goal, row.bound(&xen.measured)) {
@@ -120,10 +128,11 @@ fn table(report: &Report, ours: &Run, xen: &Run) {
             (_, None) => "?".to_owned(),
         };
         let line = format!(
-            "{:<26}{:>12}{:>14}{:>8}  {goal}",
+            "{:<26}{:>12}{:>14}{:>12}{:>8}  {goal}",
             row.name,
             ours.measured.shown(row.name),
             xen.measured.shown(row.name),
+            shown(kvm.count(row.name)),
             ratio(ours.measured.count(row.name), xen.measured.count(row.name)),
         );
         let met = row.verdict(&ours.measured, &xen.measured) == Verdict::Met;
@@ -142,6 +151,15 @@ fn table(report: &Report, ours: &Run, xen: &Run) {
             ""
         ));
     }
+    for name in &kvm.order {
+        if !ROWS.iter().any(|row| row.name == name) {
+            let count = shown(kvm.count(name));
+            report.line(format_args!(
+                "     {name:<26}{:>12}{:>14}{count:>12}",
+                "-", "-"
+            ));
+        }
+    }
     for row in WHOLE {
         let [here, there] = [(row.of)(ours), (row.of)(xen)];
         let goal = match row.bound(xen) {
@@ -150,7 +168,7 @@ fn table(report: &Report, ours: &Run, xen: &Run) {
             Err(_) => "?".to_owned(),
         };
         let line = format!(
-            "{:<26}{:>12}{:>14}{:>8}  {goal}, {}",
+            "{:<26}{:>12}{:>14}{:>20}  {goal}, {}",
             row.name,
             shown(here),
             shown(there),
@@ -181,7 +199,7 @@ fn ratio(ours: Option<u64>, xen: Option<u64>) -> String {
     }
 }
 
-fn write(folder: &Path, root: &Path, ours: &Run, xen: &Run) -> Result<()> {
+fn write(folder: &Path, root: &Path, ours: &Run, xen: &Run, kvm: &Measured) -> Result<()> {
     let commit = commit(root);
     let rows: Vec<Value> = ROWS
         .iter()
@@ -199,6 +217,7 @@ fn write(folder: &Path, root: &Path, ours: &Run, xen: &Run) -> Result<()> {
                 }),
                 "microvisor": numbers(ours),
                 "xen": numbers(xen),
+                "kvm": kvm.count(row.name),
                 "bound": row.bound(&xen.measured),
                 "met": row.verdict(&ours.measured, &xen.measured) == Verdict::Met,
             })
