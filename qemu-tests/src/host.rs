@@ -27,6 +27,8 @@ const SAFE: &[&str] = &[
     "components/guest-loader/src/lib.rs",
     "components/xenstore/src/lib.rs",
     "components/console/src/lib.rs",
+    "components/toolstack/src/lib.rs",
+    "components/xl-cfg/src/lib.rs",
     "components/pci/src/lib.rs",
     "components/virtio-blk/src/lib.rs",
     "components/nvme/src/lib.rs",
