@@ -20,6 +20,7 @@ mod boot;
 mod bounded;
 mod debian;
 mod devices;
+mod driver_domain;
 mod fuzz;
 mod guests;
 mod host;

@@ -30,7 +30,7 @@ pub fn run(machines: &mut Machines, report: &mut Report) {
 }
 
 /// What a command prints, without the lines that components log meanwhile.
-fn printed(session: &mut Session, command: &str) -> Result<String> {
+pub fn printed(session: &mut Session, command: &str) -> Result<String> {
     let text = session.shell(command, SOON)?;
     let lines: Vec<&str> = text.lines().filter(|line| !is_log(line)).collect();
     Ok(lines.join("\n").trim().to_owned())

@@ -4,7 +4,7 @@
 //! Runs on the service thread. It calls nobody, so that who waits for it waits for no third party;
 //! a caller that is gone is found out by its notification.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -55,6 +55,9 @@ impl Outlet {
     }
 }
 
+/// It was said that pages could not be granted: whoever asks for them could have it said without end.
+static SAID: AtomicBool = AtomicBool::new(false);
+
 /// The guest's pages as capabilities.
 struct Pages<'a>(&'a Shared);
 
@@ -65,7 +68,11 @@ impl Frames for Pages<'_> {
         match self.0.map.lock().page(gfn, write) {
             Ok(frame) => Some(frame),
             Err(status) => {
-                log::warn!("guest frame {gfn:#x} not granted: {status:?}");
+                if !SAID.swap(true, Ordering::Relaxed) {
+                    log::warn!(
+                        "guest frame {gfn:#x} not granted: {status:?}; no more is said of that"
+                    );
+                }
                 None
             }
         }

@@ -182,6 +182,7 @@ pub fn run(machines: &mut Machines, report: &mut Report, full: bool) {
             let _ = std::fs::remove_file(subject.disk);
         }
     }
+    crate::driver_domain::run(machines, report, full);
     hostile::run(machines, report);
     volumes::run(machines, report, full);
 }

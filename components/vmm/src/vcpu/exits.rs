@@ -312,7 +312,8 @@ impl Vcpu {
         }
     }
 
-    /// The arguments of a hypercall that is made again.
+    /// The arguments of a hypercall that is made again. No hypercall has more than four, and guests do not
+    /// expect that registers change which stand for no argument.
     #[cold]
     #[inline(never)]
     fn set_arguments(&mut self, long: bool, arguments: [u64; 6]) {
@@ -322,8 +323,6 @@ impl Vcpu {
                 field!(regs.rsi),
                 field!(regs.rdx),
                 field!(regs.r10),
-                field!(regs.r8),
-                field!(regs.r9),
             ]
         } else {
             [
@@ -331,8 +330,6 @@ impl Vcpu {
                 field!(regs.rcx),
                 field!(regs.rdx),
                 field!(regs.rsi),
-                field!(regs.rdi),
-                field!(regs.rbp),
             ]
         };
         for (field, value) in fields.into_iter().zip(arguments) {
