@@ -1,5 +1,5 @@
-//! Group `devices`: Debian 12 lives on a disk. Its stock kernel and initial RAM disk start it from
-//! `root=/dev/xvda1` to a login under systemd; a package is installed as apt-get does it; then backend and
+//! Group `devices`: Debian 12 lives on a disk. The operator creates it of an xl.cfg file; its stock kernel and
+//! initial RAM disk start it from `root=/dev/xvda1` to a login under systemd; a package is installed as apt-get does it; then backend and
 //! driver are killed again and again while blocks are written, and what the guest was told is on the disk is
 //! looked for in the disk's file (`systems/debian.toml`). Then guests whose disks' front ends misbehave
 //! ([`hostile`]), and guests that look for the ends of what disks are made of ([`volumes`]).
@@ -88,6 +88,15 @@ struct Subject {
     next: u64,
 }
 
+/// On the microvisor, before it boots: there is no guest in the description.
+const CREATE: &[Claim<Subject>] = &[("the_operator_creates_it_of_a_file", |s| {
+    // What is typed before the console listens is lost.
+    s.session.expect("[toolstack] commands: ", SOON)?;
+    s.session.send("\x1d0create -c debian.cfg\r")?;
+    let created = s.session.expect("[console] guest console: debian", LOGIN);
+    created.map(|_| ())
+})];
+
 const BEGIN: &[Claim<Subject>] = &[
     ("debian_boots_from_its_disk_to_a_login_prompt", |s| {
         s.session.expect("debian login: ", LOGIN).map(|_| ())
@@ -173,7 +182,13 @@ pub fn run(machines: &mut Machines, report: &mut Report, full: bool) {
             continue;
         }
         let mut subject = boot(machines, kind, full);
-        for claims in [BEGIN, if kind.system.is_some() { HERE } else { PLAIN }, END] {
+        let (create, amid): (&[_], &[_]) = match kind.system {
+            Some(_) => (CREATE, HERE),
+            None => (&[], PLAIN),
+        };
+        // Without claims nobody would say why there is no machine.
+        let parts = [create, BEGIN, amid, END];
+        for claims in parts.into_iter().filter(|claims| !claims.is_empty()) {
             let left = report.prefixed(kind.title, subject, claims);
             subject = left.context("the machine did not start");
         }
