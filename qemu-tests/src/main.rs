@@ -129,8 +129,8 @@ enum Group {
     Store,
     /// Guests that the operator makes of files.
     Operator,
-    /// Debian on a disk, whose backend and driver are killed; not run unless it is named, until there are
-    /// backends.
+    /// Debian on a disk, whose backend and driver are killed; disks' hostile front ends; driver domains. Not
+    /// run unless it is named.
     Devices,
     /// The core's calls, driven from ring 3 on four CPUs; what a component observes of another; a
     /// component made from the template.
