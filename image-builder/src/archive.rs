@@ -67,14 +67,26 @@ pub fn write(contents: &Contents) -> Result<Vec<u8>> {
             out.word(64 + (index * 5 + field) * 8, word);
         }
     }
-    // Small contents first, so that a loader which copies piece by piece has the tables early,
-    // and padding to 2 MiB is paid once.
-    let mut order: Vec<usize> = (0..files.len()).collect();
-    order.sort_by_key(|&index| {
+    // Small contents fill what is left before the next large one, so that aligning these costs little.
+    let (mut large, mut small): (Vec<usize>, Vec<usize>) = (0..files.len()).partition(|&index| {
         files
             .get(index)
             .is_some_and(|(_, bytes)| bytes.len() >= LARGE_FROM)
     });
+    let mut order = Vec::new();
+    let mut end = out.bytes.len();
+    while !large.is_empty() || !small.is_empty() {
+        let size = |index: &usize| files.get(*index).map_or(0, |(_, bytes)| bytes.len());
+        let gap = end.next_multiple_of(LARGE) - end.next_multiple_of(PAGE);
+        let fits = small.iter().position(|index| size(index) <= gap);
+        let (index, unit) = match fits {
+            Some(place) => (small.remove(place), PAGE),
+            None if large.is_empty() => (small.remove(0), PAGE),
+            None => (large.remove(0), LARGE),
+        };
+        end = end.next_multiple_of(unit) + size(&index);
+        order.push(index);
+    }
     for index in order {
         let Some(&(name, bytes)) = files.get(index) else {
             continue;

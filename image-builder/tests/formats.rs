@@ -43,6 +43,21 @@ fn large_files_start_at_large_frames() {
 }
 
 #[test]
+fn small_files_fill_what_is_left_before_large_ones() {
+    // 900 KiB each: two fit before the first large file, and the third behind it.
+    let mut files: Vec<(String, Vec<u8>)> = (0..3)
+        .map(|number| (format!("small-{number}"), vec![number; 900 << 10]))
+        .collect();
+    files.push(("large".to_owned(), vec![7; 3 << 20]));
+    let bytes = write(&contents(files)).unwrap();
+    let archive = Archive::parse(&bytes).unwrap();
+    let place = |name: &str| archive.file(name).unwrap().0;
+    assert_eq!(place("large"), 2 << 20);
+    assert!(place("small-1") < 2 << 20 && place("small-2") >= 5 << 20);
+    assert!(bytes.len() < 6 << 20, "{} bytes", bytes.len());
+}
+
+#[test]
 fn names_that_do_not_fit_are_refused() {
     assert!(write(&contents(vec![("x".repeat(113), vec![])])).is_err());
     assert!(write(&contents(vec![(String::new(), vec![])])).is_err());
