@@ -160,6 +160,7 @@ fn without_rights() -> Checked<Pair> {
     s.gets(0, Call::Map, &[560, 511, 0, 1], refused)?;
     s.gets(0, Call::Map, &[560, 510, 0, 1], Status::NeedTable)?;
     s.make(Kind::Tables, 8, 562)?;
+    s.gets(0, Call::Map, &map(562), Status::WrongKind)?;
     s.ok(Call::Fill, &[2, 562])?;
     s.ok(Call::Map, &map(560))?;
     s.gets(0, Call::Map, &map(560), Status::AlreadyMapped)?;
