@@ -16,9 +16,12 @@ use std::hash::{Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use image_builder::progress::step;
 
 use self::source::Mutant;
@@ -62,6 +65,9 @@ const PATIENCE: u32 = 8;
 /// Shorter than this is no sign of anything on a busy machine.
 const AT_LEAST: Duration = Duration::from_secs(8);
 
+/// Mutants tried at once: their tests are mostly one thread each.
+const AT_ONCE: usize = 2;
+
 /// What explains mutants that live.
 const EXPLAINED: &str = "microvisor/objects/mutants.md";
 
@@ -72,7 +78,7 @@ pub fn run(machines: &Machines, report: &mut Report) {
     if files.is_empty() {
         return;
     }
-    let mut bench = match Bench::new(machines, &files) {
+    let bench = match Bench::new(machines, &files) {
         Ok(bench) => bench,
         Err(error) => return report.fail("the_mutants_build", format!("{error:#}")),
     };
@@ -95,6 +101,8 @@ struct Test {
     part: &'static str,
     /// What it takes without a mutant.
     takes: Duration,
+    /// Mutants that it noticed.
+    noticed: AtomicU32,
 }
 
 /// The build with all mutants.
@@ -136,6 +144,7 @@ impl<'a> Bench<'a> {
                 program,
                 part,
                 takes: Duration::from_secs(600),
+                noticed: AtomicU32::new(0),
             };
             let started = Instant::now();
             let noticed = step("Trying", format!("no mutant, {part}"), || test.notices(0))?;
@@ -147,7 +156,6 @@ impl<'a> Bench<'a> {
             test.takes = started.elapsed();
             bench.tests.push(test);
         }
-        bench.tests.sort_by_key(|test| test.takes);
         Ok(bench)
     }
 
@@ -256,45 +264,41 @@ impl<'a> Bench<'a> {
         Ok(source::before(&text, place as usize))
     }
 
-    /// The compiler for crates of this workspace: the object code is the copy. Its name says what is
-    /// in the copy, so that cargo builds anew when that changes.
+    /// The compiler for crates of this workspace: the object code is the copy. Its name says what it
+    /// does, and no more: cargo knows from the compiler which files it read, and other crates are not
+    /// built again because a mutant is left out.
     fn wrapper(&self) -> Result<PathBuf> {
         let copy = self.folder();
-        let mut hasher = DefaultHasher::new();
-        let mut files: Vec<_> = fs::read_dir(copy.join("src"))?.collect::<Result<_, _>>()?;
-        files.sort_by_key(fs::DirEntry::path);
-        for file in files {
-            fs::read(file.path())?.hash(&mut hasher);
-        }
-        let path = copy.join(format!("rustc-{:016x}", hasher.finish()));
         let script = format!(
             "#!/bin/bash\nfor a; do case \"$a\" in\n\
              microvisor/objects/src/lib.rs) w+=('{}/src/lib.rs' --cfg 'planted=\"by-name\"' -Awarnings);;\n\
              *) w+=(\"$a\");;\nesac; done\nexec \"${{w[@]}}\"\n",
             copy.display()
         );
-        fs::write(&path, script)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+        let mut hasher = DefaultHasher::new();
+        script.hash(&mut hasher);
+        let path = copy.join(format!("rustc-{:016x}", hasher.finish()));
+        if !path.exists() {
+            fs::write(&path, script)?;
+            fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+        }
         Ok(path)
     }
 
     /// Tries the mutants of a file; fails with those that live and are not explained.
-    fn judge(&mut self, file: &str) -> Result<()> {
+    fn judge(&self, file: &str) -> Result<()> {
         let explained = explained(&self.machines.workspace.root.join(EXPLAINED));
         let name = format!("{file}.rs");
         let started = Instant::now();
-        let (mut tried, mut alive) = (0, Vec::new());
-        for mutant in self.mutants.iter().filter(|m| m.file == name) {
-            tried += 1;
-            let mut noticed = false;
-            for test in &self.tests {
-                if test.notices(mutant.number)? {
-                    noticed = true;
-                    break;
+        let mutants: Vec<&Mutant> = self.mutants.iter().filter(|m| m.file == name).collect();
+        ensure!(!mutants.is_empty(), "there are no mutants");
+        let (next, alive) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let some = || -> Result<()> {
+            while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if self.notices(mutant.number)? {
+                    continue;
                 }
-            }
-            let line = told(mutant);
-            if !noticed {
+                let line = told(mutant);
                 let known = explained.contains(&line);
                 eprintln!(
                     "     lives{}: {}:{} {line}",
@@ -303,23 +307,50 @@ impl<'a> Bench<'a> {
                     mutant.line
                 );
                 if !known {
+                    let mut alive = alive.lock().map_err(|_| anyhow!("a list half written"))?;
                     alive.push(format!("{}:{} {line}", mutant.file, mutant.line));
                 }
             }
-        }
+            Ok(())
+        };
+        thread::scope(|scope| -> Result<()> {
+            let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(some)).collect();
+            for worker in workers {
+                let done = worker.join();
+                done.map_err(|_| anyhow!("trying mutants panicked"))??;
+            }
+            Ok(())
+        })?;
+        let alive = alive
+            .into_inner()
+            .map_err(|_| anyhow!("a list half written"))?;
         eprintln!(
-            "     {file}: {tried} mutants, {} live unexplained, {:.0?}",
+            "     {file}: {} mutants, {} live unexplained, {:.0?}",
+            mutants.len(),
             alive.len(),
             started.elapsed()
         );
-        ensure!(tried > 0, "there are no mutants");
         ensure!(
             alive.is_empty(),
-            "{} of {tried} live:\n{}",
+            "{} of {} live:\n{}",
             alive.len(),
+            mutants.len(),
             alive.join("\n")
         );
         Ok(())
+    }
+
+    /// True if any test notices a mutant. Those come first that noticed most for the time they take.
+    fn notices(&self, mutant: u32) -> Result<bool> {
+        let mut tests: Vec<&Test> = self.tests.iter().collect();
+        tests.sort_by_key(|test| test.takes / (1 + test.noticed.load(Ordering::Relaxed)));
+        for test in tests {
+            if test.notices(mutant)? {
+                test.noticed.fetch_add(1, Ordering::Relaxed);
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
