@@ -38,6 +38,8 @@ fn machine(fast: bool) -> (World, Vec<Ref<Thread>>) {
 enum Step {
     /// A call of the current thread.
     Call(Call, [u64; 6]),
+    /// What client and server do all day: the server answers and waits, everybody else calls it.
+    Usual([u64; 6]),
     /// The other CPU goes on.
     Cpu(usize),
     /// Time passes.
@@ -53,26 +55,13 @@ fn info() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// What most messages are like.
-fn usual_call() -> Step {
-    Step::Call(Call::Call, [BADGED, 0, 1, 2, 3, 4])
-}
-
-fn usual_answer() -> Step {
-    Step::Call(
-        Call::ReplyReceive,
-        [ENDPOINTS | REPLIES << 32, 0, 5, 6, 7, 8],
-    )
-}
-
 fn step() -> impl Strategy<Value = Step> {
     let endpoint = || prop_oneof![4 => Just(ENDPOINTS), 2 => Just(ENDPOINTS + 1), 2 => Just(BADGED), 1 => 0..50u64];
     let reply = || prop_oneof![4 => Just(REPLIES), 2 => Just(REPLIES + 1), 1 => 0..50u64];
     let deadline = || prop_oneof![2 => Just(FOREVER), 1 => Just(NOW), 1 => 0..100_000u64];
     let words = || (any::<u16>(), any::<u16>());
     prop_oneof![
-        8 => Just(usual_call()),
-        8 => Just(usual_answer()),
+        150 => (info(), words()).prop_map(|(i, (a, b))| Step::Usual([0, i, a.into(), b.into(), 3, 4])),
         6 => (endpoint(), info(), words()).prop_map(|(e, i, (a, b))| Step::Call(Call::Call, [e, i, a.into(), b.into(), 3, 4])),
         6 => (endpoint(), reply(), info(), words()).prop_map(|(e, r, i, (a, b))| Step::Call(Call::ReplyReceive, [e | r << 32, i, a.into(), b.into(), 5, 6])),
         3 => (endpoint(), reply(), deadline()).prop_map(|(e, r, d)| Step::Call(Call::Receive, [e, r, d, 0, 0, 0])),
@@ -89,8 +78,21 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn perform(w: &mut World, step: &Step) {
+fn perform(w: &mut World, server: Ref<Thread>, step: &Step) {
     match *step {
+        Step::Usual(mut words) => {
+            let me = w.kernel.current(w.seen.cpu.get());
+            let call = if me == server {
+                words[0] = ENDPOINTS | REPLIES << 32;
+                Call::ReplyReceive
+            } else {
+                words[0] = BADGED;
+                Call::Call
+            };
+            if !me.is_null() {
+                let _ = w.call(call, &words);
+            }
+        }
         Step::Cpu(cpu) => w.seen.cpu.set(cpu),
         Step::Time(ticks) => {
             w.seen.now.set(w.seen.now.get() + ticks);
@@ -118,8 +120,9 @@ fn seen(w: &World, threads: &[Ref<Thread>]) -> String {
 #[test]
 fn the_fast_path_does_what_the_general_path_does() {
     let cases = std::env::var("PROPTEST_CASES").ok();
+    let cases = cases.and_then(|n| n.parse().ok()).unwrap_or(64);
     let mut runner = TestRunner::new(Config {
-        cases: cases.and_then(|n| n.parse().ok()).unwrap_or(64),
+        cases,
         failure_persistence: None,
         ..Config::default()
     });
@@ -130,8 +133,8 @@ fn the_fast_path_does_what_the_general_path_does() {
         prop_assert_eq!(&threads, &others);
         let before = fast.went_fast;
         for (index, step) in steps.iter().enumerate() {
-            perform(&mut fast, step);
-            perform(&mut general, step);
+            perform(&mut fast, threads[2], step);
+            perform(&mut general, threads[2], step);
             let (fast, general) = (seen(&fast, &threads), seen(&general, &threads));
             prop_assert_eq!(fast, general, "after {} {:x?}", index, step);
         }
@@ -142,8 +145,10 @@ fn the_fast_path_does_what_the_general_path_does() {
     if let Err(why) = runner.run(&steps, compared) {
         panic!("{why}");
     }
-    // One case in seven makes one in its first step.
-    assert!(went_fast.get() > 0, "no message took the fast path");
+    let (seen, least) = (went_fast.get(), cases as usize / 2);
+    println!("measured: {seen} messages went fast in {cases} stories");
+    // Most stories have several before the server is disturbed.
+    assert!(seen > least, "{seen} messages took the fast path");
 }
 
 /// A server that waits on CPU 0, and root, its client.
@@ -164,8 +169,8 @@ fn server(fast: bool) -> (World, Vec<Ref<Thread>>) {
 /// The same, after a call and its answer: what the next one needs is remembered.
 fn acquainted(fast: bool) -> (World, Vec<Ref<Thread>>) {
     let (mut w, threads) = server(fast);
-    for step in [usual_call(), usual_answer()] {
-        perform(&mut w, &step);
+    for _ in 0..2 {
+        perform(&mut w, threads[2], &Step::Usual([0; 6]));
     }
     assert_eq!(w.kernel.current(0), w.root);
     (w, threads)
