@@ -24,7 +24,7 @@ const REFUSALS: usize = 16;
 #[repr(C)]
 pub struct Endpoint {
     pub(crate) head: Ref<Thread>,
-    tail: Ref<Thread>,
+    pub(crate) tail: Ref<Thread>,
     /// The queue holds receivers, not senders.
     pub(crate) receivers: bool,
     /// How often the server behind it was replaced.

@@ -17,7 +17,7 @@ pub struct Notification {
     /// Read without the lock by a CPU that is about to enter a guest.
     pub(crate) bits: AtomicU64,
     pub(crate) head: Ref<Thread>,
-    tail: Ref<Thread>,
+    pub(crate) tail: Ref<Thread>,
     pub(crate) thread: Ref<Thread>,
     pub(crate) vcpu: Ref<Vcpu>,
 }

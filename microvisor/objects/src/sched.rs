@@ -41,7 +41,7 @@ unsafe impl Object for SchedContext {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Queue {
     pub(crate) head: Ref<Thread>,
-    tail: Ref<Thread>,
+    pub(crate) tail: Ref<Thread>,
 }
 
 /// What one CPU is doing.
@@ -49,7 +49,7 @@ pub(crate) struct Queue {
 pub struct Cpu {
     pub(crate) current: Ref<Thread>,
     pub(crate) queues: [Queue; PRIORITIES],
-    occupied: u32,
+    pub(crate) occupied: u32,
     /// The thread with the earliest deadline; see `timer`.
     pub(crate) timers: Ref<Thread>,
     pub(crate) slice_end: u64,

@@ -68,6 +68,7 @@ pub fn abstraction(
         let cpu = reader.cpu(index)?;
         state.cpus.push(cpu);
     }
+    super::links::check(kernel, &state)?;
     Ok(state)
 }
 

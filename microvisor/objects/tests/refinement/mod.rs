@@ -10,6 +10,7 @@
 mod abstraction;
 mod directed;
 mod driver;
+mod links;
 mod model;
 mod reused;
 mod story;
