@@ -3,9 +3,11 @@
 #[path = "../world/mod.rs"]
 mod world;
 
+mod endings;
 mod memory;
 mod messages;
 mod rights;
+mod sent;
 mod spaces;
 mod threads;
 
