@@ -15,7 +15,7 @@ use sdk::prelude::*;
 use sdk::startup::Machine;
 use sdk::sync::Mutex;
 use x86_platform::apic::{Mode as ApicMode, Route};
-use xen_abi::{Config, Domain, MapEntry, TscMode, Vendor};
+use xen_abi::{Config, Domain, MAX_GRANT_FRAMES, MapEntry, SpecialFrame, TscMode, Vendor};
 
 use vmm_guest::console::{GuestRing, Lines};
 use vmm_guest::ram::Ram;
@@ -30,12 +30,8 @@ use crate::shared::{self, Mailbox, Shared};
 use crate::stop::{Reason, Stop};
 use crate::vcpu::Vcpu;
 
-/// Grant-table frames that a guest may have, of 512 grants each: Xen's default.
-const GRANT_FRAMES: u32 = 64;
-/// Special frames of the Xen ABI: shared info, then the grant table.
-const XEN_FRAMES: u32 = 1 + GRANT_FRAMES;
-/// All special frames: then the console and xenstore rings' pages.
-const SPECIAL_FRAMES: u32 = XEN_FRAMES + layout::SPECIAL_PAGES as u32;
+/// All special frames: those of the Xen ABI, then the console and xenstore rings' pages.
+const SPECIAL_FRAMES: u32 = SpecialFrame::COUNT + layout::SPECIAL_PAGES as u32;
 /// Most bits of guest-physical addresses: what four levels of nested tables translate, less the
 /// bit that Xen keeps back as well.
 const PHYSICAL_BITS_MAX: u32 = 46;
@@ -145,7 +141,7 @@ fn start(env: &Env) -> Result<Service, StartError> {
         .map_err(core_error("guest memory"))?;
     for page in 0..layout::SPECIAL_PAGES {
         let gfn = layout::SPECIAL_START / layout::PAGE + page;
-        map.map_frame(&ram, u64::from(XEN_FRAMES) + page, gfn)
+        map.map_frame(&ram, u64::from(SpecialFrame::COUNT) + page, gfn)
             .map_err(StartError::Map)?;
     }
     let vcpus = guest.vcpu_threads.len() as u32;
@@ -274,7 +270,8 @@ fn configuration(machine: &Machine, guest: &GuestStart, ram: &Ram, vcpus: u32) -
                 kind: entry.kind as u32,
             })
             .collect(),
-        grant_frames: GRANT_FRAMES,
+        grant_frames: MAX_GRANT_FRAMES,
+        max_grant_version: 1,
         tsc: TscMode {
             khz: u32::try_from(khz).unwrap_or(u32::MAX),
             stable: machine.features & feature::INVARIANT_TSC != 0,

@@ -42,6 +42,9 @@ pub struct Config {
     pub memory_map: Vec<MapEntry>,
     /// Most grant-table frames, 1..=64; the VMM donates a special frame for each.
     pub grant_frames: u32,
+    /// Highest version of the grant table that the guest may choose, 1 or 2. For 2 the VMM donates a
+    /// special frame for 8 grant-table frames or less.
+    pub max_grant_version: u32,
     /// The TSC.
     pub tsc: TscMode,
     /// Guest TSC at which its system time is zero.
@@ -68,6 +71,8 @@ pub enum ConfigError {
     Vcpus,
     /// No grant frame or too many.
     GrantFrames,
+    /// A version of the grant table that there is not.
+    GrantVersion,
     /// A TSC frequency of zero or one that pvclock cannot express.
     Tsc,
     /// The special frames are not reachable through the memory given.

@@ -10,7 +10,7 @@ use crate::env::{Env, ShutdownReason};
 use crate::errno::Errno;
 use crate::fifo::Fifo;
 use crate::foreign::Foreign;
-use crate::grant::GrantTable;
+use crate::grant::frames::{GrantTable, Version, status_frames};
 use crate::hvm::{PARAMETERS, initial_parameters};
 use crate::memory::{GuestMemory, SpecialFrame};
 use crate::ports::Ports;
@@ -93,7 +93,12 @@ impl Domain {
             return Err(ConfigError::GrantFrames);
         }
         let scale = TscScale::new(config.tsc, config.tsc_at_start)?;
-        let last = SpecialFrame::GrantTable(config.grant_frames - 1).address();
+        let highest = Version::of(config.max_grant_version).ok_or(ConfigError::GrantVersion)?;
+        let last = match highest {
+            Version::V1 => SpecialFrame::GrantTable(config.grant_frames - 1),
+            Version::V2 => SpecialFrame::GrantStatus(status_frames(config.grant_frames) - 1),
+        }
+        .address();
         let mut probe = [0; 1];
         for at in [last + PAGE_SIZE - 1, SpecialFrame::SharedInfo.address()] {
             memory
@@ -110,7 +115,7 @@ impl Domain {
             parameters: initial_parameters(&config),
             callback: Callback::None,
             shared_info_gfn: None,
-            grants: GrantTable::new(config.grant_frames),
+            grants: GrantTable::new(config.grant_frames, highest),
             foreign: Foreign::default(),
             watchdogs: Watchdogs::default(),
             shutdown_code: None,

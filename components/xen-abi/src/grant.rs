@@ -1,9 +1,10 @@
-//! `grant_table_op`, version 1 (`public/grant_table.h`): set-up of the table, copies, and refusals for
-//! domains that are not there. What others use of this table is in `granted.rs`, what this domain uses of
-//! theirs in `foreign.rs`.
+//! `grant_table_op` (`public/grant_table.h`): set-up of the table, copies, and refusals for domains that
+//! are not there. What others use of this table is in `granted.rs`, what this domain uses of theirs in
+//! `foreign.rs`, the table's frames, entries and versions in `grant/`.
 
-use alloc::vec;
-use alloc::vec::Vec;
+pub(crate) mod entry;
+pub(crate) mod frames;
+mod version;
 
 use crate::PAGE_SIZE;
 use crate::access::{Caller, Fields, Reply};
@@ -11,8 +12,10 @@ use crate::domain::{DOMID_SELF, Domain, SYSTEM};
 use crate::env::Env;
 use crate::errno::Errno;
 use crate::foreign::Place;
-use crate::granted::Pins;
-use crate::memory::{GuestMemory, SpecialFrame};
+use crate::grant::entry::{Extent, Use};
+use crate::grant::frames::V1_PER_FRAME;
+use crate::granted::Wanted;
+use crate::memory::GuestMemory;
 
 /// `GNTTABOP_*`.
 pub(crate) mod op {
@@ -44,13 +47,6 @@ pub(crate) mod status {
 /// Most frames of a table, Xen's default limit.
 pub const MAX_GRANT_FRAMES: u32 = 64;
 
-/// Entries in a frame: `grant_entry_v1_t` has 8 bytes.
-const ENTRIES_PER_FRAME: u32 = 512;
-const ENTRY_SIZE: u64 = 8;
-/// `GTF_type_mask`, `GTF_permit_access`, `GTF_readonly`.
-pub(crate) const TYPE_MASK: u16 = 3;
-pub(crate) const PERMIT_ACCESS: u16 = 1;
-pub(crate) const READONLY: u16 = 4;
 /// `GNTMAP_device_map | GNTMAP_host_map`.
 const MAP_ANY: u32 = 3;
 /// `GNTMAP_device_map | GNTMAP_application_map | GNTMAP_contains_pte`: not for a domain whose
@@ -66,61 +62,6 @@ pub(crate) const MAPPED_BY_SYSTEM: u32 = 2;
 /// Operations done before the guest is re-entered.
 const BATCH: u32 = 32;
 
-/// Which frames are in use, and where the guest mapped them.
-#[derive(Debug)]
-pub(crate) struct GrantTable {
-    frames: u32,
-    gfns: Vec<Option<u64>>,
-    /// Grants that others use.
-    pub(crate) pins: Pins,
-}
-
-impl GrantTable {
-    pub fn new(most: u32) -> GrantTable {
-        GrantTable {
-            frames: 1,
-            gfns: vec![None; most as usize],
-            pins: Pins::default(),
-        }
-    }
-
-    fn most(&self) -> u32 {
-        self.gfns.len() as u32
-    }
-
-    pub fn grow_to_hold(&mut self, index: u64) -> Result<u32, Errno> {
-        match u32::try_from(index) {
-            Ok(index) if index < self.most() => {
-                self.frames = self.frames.max(index + 1);
-                Ok(index)
-            }
-            _ => Err(Errno::Inval),
-        }
-    }
-
-    pub fn frame_at(&self, gfn: u64) -> Option<u32> {
-        self.gfns
-            .iter()
-            .position(|&mapped| mapped == Some(gfn))
-            .map(|index| index as u32)
-    }
-
-    pub fn set_gfn(&mut self, frame: u32, gfn: Option<u64>) {
-        if let Some(slot) = self.gfns.get_mut(frame as usize) {
-            *slot = gfn;
-        }
-    }
-
-    /// The address of an entry, if the table reaches so far.
-    pub(crate) fn entry(&self, reference: u32) -> Option<u64> {
-        let frame = reference / ENTRIES_PER_FRAME;
-        (frame < self.frames).then(|| {
-            SpecialFrame::GrantTable(frame).address()
-                + u64::from(reference % ENTRIES_PER_FRAME) * ENTRY_SIZE
-        })
-    }
-}
-
 /// One side of a copy.
 struct Side {
     name: u64,
@@ -128,6 +69,14 @@ struct Side {
     offset: u16,
     by_reference: bool,
     writes: bool,
+}
+
+/// What a copy may touch at one side.
+struct Claim {
+    place: Place,
+    extent: Extent,
+    /// An entry of the own table is in use for it.
+    granted: bool,
 }
 
 impl Domain {
@@ -158,23 +107,8 @@ impl Domain {
         match command {
             op::SETUP_TABLE => self.setup_table(caller, list, count),
             op::QUERY_SIZE => self.query_size(caller, list, count),
-            op::SET_VERSION => {
-                let version = caller.fetch_u32(list)?;
-                let reply = match version {
-                    1 => Ok(0),
-                    // As with max_grant_version=1.
-                    2 => Err(Errno::NoSys),
-                    _ => Err(Errno::Inval),
-                };
-                caller.write(list, &1u32.to_le_bytes())?;
-                reply
-            }
-            op::GET_VERSION => {
-                let domid = caller.fetch::<2>(list)?.u16_at(0);
-                self.require_self(domid)?;
-                caller.write(list.wrapping_add(4), &1u32.to_le_bytes())?;
-                Ok(0)
-            }
+            op::SET_VERSION => self.set_version(caller, list),
+            op::GET_VERSION => self.get_version(caller, list),
             _ => self.batch(caller, command, arguments),
         }
     }
@@ -195,14 +129,13 @@ impl Domain {
         let own = self.own_status(bytes.u16_at(0));
         let result = if own != status::OKAY {
             own
-        } else if frames > self.grants.most() {
+        } else if !self.grants.grow(frames) {
             status::GENERAL_ERROR
         } else {
-            self.grants.frames = self.grants.frames.max(frames);
             let mut result = status::OKAY;
             for index in 0..frames {
                 // INVALID_GFN for a frame that the guest has not mapped.
-                let gfn = self.grants.gfns.get(index as usize).copied().flatten();
+                let gfn = self.grants.gfn(index);
                 if caller
                     .store_word(list, u64::from(index), gfn.unwrap_or(u64::MAX))
                     .is_err()
@@ -228,7 +161,7 @@ impl Domain {
         let mut bytes: [u8; 16] = caller.fetch(at)?;
         let own = self.own_status(bytes.u16_at(0));
         if own == status::OKAY {
-            bytes.put(4, &self.grants.frames.to_le_bytes());
+            bytes.put(4, &self.grants.frames().to_le_bytes());
             bytes.put(8, &self.grants.most().to_le_bytes());
         }
         bytes.put(12, &own.to_le_bytes());
@@ -316,7 +249,7 @@ impl Domain {
         }
         // DOMID_SELF is not taken here.
         let exists = match domid {
-            SYSTEM => reference < ENTRIES_PER_FRAME,
+            SYSTEM => reference < V1_PER_FRAME,
             own if own == self.config.domid => self.grants.entry(reference).is_some(),
             _ => return status::BAD_DOMAIN,
         };
@@ -345,19 +278,13 @@ impl Domain {
         if one == other {
             return status::OKAY;
         }
-        let pinned = |reference| self.grants.pins.domain_of(reference).is_some();
+        let pinned = |reference| self.grants.pins.has(reference);
         if one.min(other) < MAPPED_BY_SYSTEM || pinned(one) || pinned(other) {
             return status::EAGAIN;
         }
-        let (mut a, mut b) = ([0; ENTRY_SIZE as usize], [0; ENTRY_SIZE as usize]);
-        let done = memory
-            .read(first, &mut a)
-            .and_then(|()| memory.read(second, &mut b))
-            .and_then(|()| memory.write(first, &b))
-            .and_then(|()| memory.write(second, &a));
-        match done {
+        match first.swap(second, memory) {
             Ok(()) => status::OKAY,
-            Err(_) => status::GENERAL_ERROR,
+            Err(status) => status,
         }
     }
 
@@ -403,7 +330,7 @@ impl Domain {
     }
 
     fn copy_between<M: GuestMemory, E: Env>(
-        &self,
+        &mut self,
         caller: &mut Caller<M, E>,
         source: &Side,
         target: &Side,
@@ -416,76 +343,107 @@ impl Domain {
                 return Err(status::BAD_DOMAIN);
             }
         }
-        let from = self.page_of(caller, source)?;
-        let done = self.page_of(caller, target).and_then(|to| {
-            let done = copy_pages(caller, (source, from), (target, to), length);
-            to.close(caller.env);
-            done
-        });
-        from.close(caller.env);
+        let from = self.claim(caller, source)?;
+        let done = match self.claim(caller, target) {
+            Ok(to) => {
+                let done = copy_pages(caller, (source, &from), (target, &to), length);
+                self.disclaim(caller, target, to);
+                done
+            }
+            Err(status) => Err(status),
+        };
+        self.disclaim(caller, source, from);
         done
     }
 
-    /// The guest-physical address of the page that a side names.
-    fn page_of<M: GuestMemory, E: Env>(
-        &self,
+    /// The page that a side names, and what of it the copy may touch. Ends with [`Domain::disclaim`].
+    fn claim<M: GuestMemory, E: Env>(
+        &mut self,
         caller: &mut Caller<M, E>,
         side: &Side,
-    ) -> Result<Place, i16> {
+    ) -> Result<Claim, i16> {
+        if side.by_reference && self.require_self(side.domid) == Err(Errno::Srch) {
+            // The rest of the field is a frame's.
+            let reference = side.name as u32;
+            let token = caller.env.grant_open(side.domid, reference, side.writes)?;
+            return Ok(Claim {
+                place: Place::Foreign(token, 0),
+                extent: Extent::page(0),
+                granted: false,
+            });
+        }
+        self.claim_own(caller, side)
+    }
+
+    /// The same of a page of the domain's own.
+    fn claim_own<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        side: &Side,
+    ) -> Result<Claim, i16> {
         // Only DOMID_SELF may name a page by its frame.
         if side.domid != DOMID_SELF && !side.by_reference {
             return Err(status::PERMISSION_DENIED);
         }
-        let gfn = if side.by_reference {
-            // The rest of the field is a frame's.
-            let reference = side.name as u32;
-            if self.require_self(side.domid) == Err(Errno::Srch) {
-                let token = caller.env.grant_open(side.domid, reference, side.writes)?;
-                return Ok(Place::Foreign(token, 0));
-            }
-            if side.domid == SYSTEM {
-                // Domain 0 has granted nothing.
-                return Err(match reference {
-                    0..ENTRIES_PER_FRAME => status::GENERAL_ERROR,
-                    _ => status::BAD_GNTREF,
-                });
-            }
-            let entry = self.grants.entry(reference).ok_or(status::BAD_GNTREF)?;
-            // In use by another domain than the one that asks.
-            if reference < MAPPED_BY_SYSTEM || self.grants.pins.domain_of(reference).is_some() {
-                return Err(status::GENERAL_ERROR);
-            }
-            let mut bytes = [0; ENTRY_SIZE as usize];
-            caller
-                .memory
-                .read(entry, &mut bytes)
-                .map_err(|_| status::GENERAL_ERROR)?;
-            let (flags, domid) = (bytes.u16_at(0), bytes.u16_at(2));
-            if flags & TYPE_MASK != PERMIT_ACCESS
-                || domid != self.config.domid
-                || (side.writes && flags & READONLY != 0)
-            {
-                return Err(status::GENERAL_ERROR);
-            }
-            u64::from(bytes.u32_at(4))
+        // The rest of the field is a frame's.
+        let reference = side.name as u32;
+        if side.by_reference && side.domid == SYSTEM {
+            // Domain 0 has granted nothing.
+            return Err(match reference {
+                0..V1_PER_FRAME => status::GENERAL_ERROR,
+                _ => status::BAD_GNTREF,
+            });
+        }
+        let extent = if side.by_reference {
+            let wanted = Wanted {
+                domain: self.config.domid,
+                reference,
+                write: side.writes,
+                how: Use::Copy,
+            };
+            let Caller { memory, env, .. } = caller;
+            self.begin_use(wanted, *memory, |domain, gfn| {
+                domain.page_at(*env, gfn).is_some()
+            })?
         } else {
-            side.name
+            Extent::page(side.name)
         };
-        let page = self.page_at(caller.env, gfn).ok_or(status::BAD_PAGE)?;
-        Ok(Place::Own(page))
+        let page = self.page_at(caller.env, extent.gfn);
+        Ok(Claim {
+            place: Place::Own(page.ok_or(status::BAD_PAGE)?),
+            extent,
+            granted: side.by_reference,
+        })
+    }
+
+    /// The copy is over.
+    fn disclaim<M: GuestMemory, E: Env>(
+        &mut self,
+        caller: &mut Caller<M, E>,
+        side: &Side,
+        claim: Claim,
+    ) {
+        if claim.granted {
+            self.unpin_grant(side.name as u32, side.writes, caller.memory);
+        }
+        claim.place.close(caller.env);
     }
 }
 
 /// Copies from one side's page to the other's.
 fn copy_pages<M: GuestMemory, E: Env>(
     caller: &mut Caller<M, E>,
-    (source, from): (&Side, Place),
-    (target, to): (&Side, Place),
+    (source, from): (&Side, &Claim),
+    (target, to): (&Side, &Claim),
     length: u16,
 ) -> Result<(), i16> {
     let fits = |side: &Side| u64::from(side.offset) + u64::from(length) <= PAGE_SIZE;
     if !fits(source) || !fits(target) {
         return Err(status::BAD_COPY_ARG);
+    }
+    let granted = |side: &Side, claim: &Claim| claim.extent.holds(side.offset, length);
+    if !granted(source, from) || !granted(target, to) {
+        return Err(status::GENERAL_ERROR);
     }
     let mut chunk = [0; 256];
     let mut done = 0;
@@ -494,9 +452,11 @@ fn copy_pages<M: GuestMemory, E: Env>(
         let piece = chunk
             .get_mut(..take as usize)
             .ok_or(status::GENERAL_ERROR)?;
-        from.offset(u64::from(source.offset) + done)
+        from.place
+            .offset(u64::from(source.offset) + done)
             .read(caller, piece)?;
-        to.offset(u64::from(target.offset) + done)
+        to.place
+            .offset(u64::from(target.offset) + done)
             .write(caller, piece)?;
         done += take;
     }

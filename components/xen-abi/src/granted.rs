@@ -1,33 +1,28 @@
-//! The granter's side of grants that others use: which entries are pinned, by whom, and the flags that
-//! say so to the guest (`GTF_reading`, `GTF_writing` of `public/grant_table.h`), changed as Xen's
-//! `_set_status_v1` changes them.
+//! The granter's side of grants that are used: which entries are pinned, by whom, and what was granted
+//! then, in either version of the table, as Xen's active entries (`map_grant_ref` and
+//! `acquire_grant_for_copy`).
 //!
-//! For: the VMM, when a backend or another domain's VMM maps a grant. Whoever maps is counted there;
-//! here is only how often an entry is in use. An entry is the guest's, which may change it at any
-//! moment: it is decided by one load and one compare-and-exchange, and what was found then stands until
+//! For: the VMM, when a backend or another domain's VMM maps a grant, and copies of the domain's own.
+//! Whoever maps is counted there; here is only how often an entry is in use. An entry is the guest's,
+//! which may change it at any moment: what it said when it was marked (`grant/entry.rs`) stands until
 //! the last user is gone.
 
 use alloc::collections::BTreeMap;
 
 use crate::domain::Domain;
-use crate::grant::{MAPPED_BY_SYSTEM, PERMIT_ACCESS, READONLY, TYPE_MASK, status};
+use crate::grant::entry::{Entry, Extent, Use};
+use crate::grant::{MAPPED_BY_SYSTEM, status};
 use crate::memory::GuestMemory;
 
-/// `GTF_reading`, `GTF_writing`, `GTF_sub_page`.
-const READING: u32 = 1 << 3;
-const WRITING: u32 = 1 << 4;
-const SUB_PAGE: u16 = 1 << 8;
 /// Xen counts users in bytes, and refuses when the top bit of one is set.
 const USERS_MAX: u8 = 128;
-/// Exchanges that a guest may spoil, by writing the entry at that moment.
-const ATTEMPTS: usize = 5;
 
 /// An entry in use.
 #[derive(Clone, Copy, Debug)]
 struct Pin {
     /// By which domain.
     domain: u16,
-    gfn: u64,
+    extent: Extent,
     readers: u8,
     writers: u8,
 }
@@ -37,16 +32,31 @@ struct Pin {
 pub(crate) struct Pins(BTreeMap<u32, Pin>);
 
 impl Pins {
-    /// The domain that uses an entry.
-    pub fn domain_of(&self, reference: u32) -> Option<u16> {
-        self.0.get(&reference).map(|pin| pin.domain)
+    /// Whether an entry is in use.
+    pub fn has(&self, reference: u32) -> bool {
+        self.0.contains_key(&reference)
+    }
+
+    /// Whether any is, from this one on.
+    pub fn any_from(&self, reference: u32) -> bool {
+        self.0.range(reference..).next().is_some()
     }
 }
 
+/// A use of a grant that somebody asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// Who asks.
+    pub domain: u16,
+    pub reference: u32,
+    pub write: bool,
+    pub how: Use,
+}
+
 impl Domain {
-    /// Domain `domain` begins to use a grant, to write if `write`: the guest frame that was granted, of
-    /// which `is_ram` says whether RAM is there. A `GNTST_*` otherwise, with no more changed than Xen
-    /// changes. Each success is to be followed by one [`Domain::unpin_grant`].
+    /// Domain `domain` begins to use a grant, mapped, to write if `write`: the guest frame that was
+    /// granted, of which `is_ram` says whether RAM is there. A `GNTST_*` otherwise, with no more changed
+    /// than Xen changes. Each success is to be followed by one [`Domain::unpin_grant`].
     pub fn pin_grant<M: GuestMemory>(
         &mut self,
         domain: u16,
@@ -55,6 +65,29 @@ impl Domain {
         memory: &M,
         is_ram: impl FnOnce(u64) -> bool,
     ) -> Result<u64, i16> {
+        let wanted = Wanted {
+            domain,
+            reference,
+            write,
+            how: Use::Map,
+        };
+        self.begin_use(wanted, memory, |_, gfn| is_ram(gfn))
+            .map(|extent| extent.gfn)
+    }
+
+    /// The same for any use: what of which page. `is_there` tells pages from holes.
+    pub(crate) fn begin_use<M: GuestMemory>(
+        &mut self,
+        wanted: Wanted,
+        memory: &M,
+        is_there: impl FnOnce(&Domain, u64) -> bool,
+    ) -> Result<Extent, i16> {
+        let Wanted {
+            domain,
+            reference,
+            write,
+            how,
+        } = wanted;
         let entry = self.grants.entry(reference).ok_or(status::BAD_GNTREF)?;
         // The toolstack's own; see `MAPPED_BY_SYSTEM`.
         if reference < MAPPED_BY_SYSTEM {
@@ -62,31 +95,44 @@ impl Domain {
         }
         let before = self.grants.pins.0.get(&reference).copied();
         if before.is_some_and(|pin| {
-            pin.domain != domain || pin.readers >= USERS_MAX || pin.writers >= USERS_MAX
+            let users = if write { pin.writers } else { pin.readers };
+            pin.domain != domain || users >= USERS_MAX || (how == Use::Map && pin.extent.part)
         }) {
             return Err(status::GENERAL_ERROR);
         }
-        if before.is_none_or(|pin| write && pin.writers == 0) {
-            mark(memory, entry, (before.is_none()).then_some(domain), write)?;
+        let unmarked = before.is_none_or(|pin| write && pin.writers == 0);
+        let refuse = |status| {
+            reduce(entry, memory, before, write);
+            Err(status)
+        };
+        let transitive = how == Use::Copy && entry.is_transitive(memory)?;
+        if unmarked {
+            let check = before.is_none().then_some(domain);
+            entry.mark(memory, check, write, how)?;
+        }
+        // Not followed, as by a Xen that was started with `gnttab=no-transitive`: the domain that it
+        // leads to would have to serve who asks for it, whom it may not know.
+        if transitive {
+            return refuse(status::GENERAL_ERROR);
         }
         let mut pin = match before {
-            Some(pin) => pin,
-            None => {
-                // After the flags, as in Xen: a guest that changes it now has only itself to blame.
-                let gfn = memory.read_u32(entry + 4).map(u64::from);
-                match gfn {
-                    Ok(gfn) if is_ram(gfn) => Pin {
+            Some(pin) if !unmarked || how == Use::Map => pin,
+            _ => match entry.extent(memory, how) {
+                Ok(extent) if !is_there(self, extent.gfn) => return refuse(status::BAD_PAGE),
+                Ok(extent) => match before {
+                    Some(pin) if !pin.extent.still(&extent) => {
+                        return refuse(status::GENERAL_ERROR);
+                    }
+                    Some(pin) => pin,
+                    None => Pin {
                         domain,
-                        gfn,
+                        extent,
                         readers: 0,
                         writers: 0,
                     },
-                    _ => {
-                        clear(memory, entry, write, true);
-                        return Err(status::BAD_PAGE);
-                    }
-                }
-            }
+                },
+                Err(status) => return refuse(status),
+            },
         };
         let users = if write {
             &mut pin.writers
@@ -94,9 +140,8 @@ impl Domain {
             &mut pin.readers
         };
         *users += 1;
-        let gfn = pin.gfn;
         self.grants.pins.0.insert(reference, pin);
-        Ok(gfn)
+        Ok(pin.extent)
     }
 
     /// The end of one use. Uses that never began do nothing.
@@ -116,12 +161,11 @@ impl Domain {
             return;
         };
         *users = left;
-        let unused = pin.readers == 0 && pin.writers == 0;
-        let unwritten = write && pin.writers == 0;
-        if unused {
+        let left = (pin.readers > 0 || pin.writers > 0).then_some(*pin);
+        if left.is_none() {
             self.grants.pins.0.remove(&reference);
         }
-        clear(memory, entry, unwritten, unused);
+        reduce(entry, memory, left, write);
     }
 
     /// How many entries are in use.
@@ -131,40 +175,16 @@ impl Domain {
     }
 }
 
-/// Sets the flags of use. `check`: the domain that the entry has to grant to; an entry that is in use
-/// already is not asked again.
-fn mark<M: GuestMemory>(
-    memory: &M,
-    entry: u64,
-    check: Option<u16>,
-    write: bool,
-) -> Result<(), i16> {
-    let mut word = memory.read_u32(entry).map_err(|_| status::GENERAL_ERROR)?;
-    for _ in 0..ATTEMPTS {
-        let (flags, domain) = (word as u16, (word >> 16) as u16);
-        if check
-            .is_some_and(|check| flags & (TYPE_MASK | SUB_PAGE) != PERMIT_ACCESS || domain != check)
-            || (write && flags & READONLY != 0)
-        {
-            return Err(status::GENERAL_ERROR);
-        }
-        let marked = word | READING | if write { WRITING } else { 0 };
-        let found = memory
-            .compare_exchange_u32(entry, word, marked)
-            .map_err(|_| status::GENERAL_ERROR)?;
-        if found == word {
-            return Ok(());
-        }
-        word = found;
+impl Extent {
+    /// Whether a use that asks for more than those before finds what they found. Of a whole page that is
+    /// granted in part by now, the whole stays granted.
+    fn still(&self, now: &Extent) -> bool {
+        self.gfn == now.gfn && (!self.part || self == now)
     }
-    Err(status::GENERAL_ERROR)
 }
 
-/// Clears flags of use. What the entry holds else stays.
-fn clear<M: GuestMemory>(memory: &M, entry: u64, writing: bool, reading: bool) {
-    let bits = if writing { WRITING } else { 0 } | if reading { READING } else { 0 };
-    if bits != 0 {
-        // Frames of the table are always backed.
-        let _ = memory.fetch_and_u32(entry, !bits);
-    }
+/// Clears the flags of uses that are over or never came about, of which `left` are left.
+fn reduce<M: GuestMemory>(entry: Entry, memory: &M, left: Option<Pin>, write: bool) {
+    let unwritten = write && left.is_none_or(|pin| pin.writers == 0);
+    entry.clear(memory, unwritten, left.is_none());
 }

@@ -7,7 +7,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-use crate::PAGE_SIZE;
+use crate::grant::frames::status_frames;
+use crate::{MAX_GRANT_FRAMES, PAGE_SIZE};
 
 /// The address is not (wholly) memory of the guest, or it is not aligned to the word's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,19 +23,26 @@ pub enum SpecialFrame {
     SharedInfo,
     /// Frame of the grant table, below [`crate::Config::grant_frames`].
     GrantTable(u32),
+    /// Frame of the grant table's status words, which version 2 has: one for 8 frames of the table.
+    GrantStatus(u32),
 }
 
 impl SpecialFrame {
     /// Where the synthetic addresses of special frames start: above every guest-physical address.
     pub const BASE: u64 = 1 << 62;
 
-    /// Position among the special frames: 0 is shared info, grant frames follow. The VMM backs
-    /// `BASE + index * 4096`.
+    /// How many there are at most: the VMM backs so many from [`SpecialFrame::BASE`] on. A domain that
+    /// may have version 1 of the grant table only does not use the last 8.
+    pub const COUNT: u32 = 1 + MAX_GRANT_FRAMES + status_frames(MAX_GRANT_FRAMES);
+
+    /// Position among the special frames: 0 is shared info, grant frames follow, then those of their
+    /// status words. The VMM backs `BASE + index * 4096`.
     #[must_use]
     pub const fn index(self) -> u64 {
         match self {
             SpecialFrame::SharedInfo => 0,
             SpecialFrame::GrantTable(frame) => 1 + frame as u64,
+            SpecialFrame::GrantStatus(frame) => 1 + MAX_GRANT_FRAMES as u64 + frame as u64,
         }
     }
 

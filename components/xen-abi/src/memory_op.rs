@@ -192,7 +192,7 @@ impl Domain {
         if self.shared_info_gfn == Some(gfn) {
             Some(SpecialFrame::SharedInfo)
         } else {
-            self.grants.frame_at(gfn).map(SpecialFrame::GrantTable)
+            self.grants.frame_at(gfn)
         }
     }
 

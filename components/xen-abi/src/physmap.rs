@@ -58,6 +58,7 @@ impl Domain {
         match frame {
             SpecialFrame::SharedInfo => self.shared_info_gfn = gfn,
             SpecialFrame::GrantTable(frame) => self.grants.set_gfn(frame, gfn),
+            SpecialFrame::GrantStatus(frame) => self.grants.set_status_gfn(frame, gfn),
         }
     }
 
@@ -70,7 +71,7 @@ impl Domain {
     ) -> Result<(), Errno> {
         let frame = match space {
             SPACE_SHARED_INFO if index == 0 => SpecialFrame::SharedInfo,
-            SPACE_GRANT_TABLE => SpecialFrame::GrantTable(self.grants.grow_to_hold(index)?),
+            SPACE_GRANT_TABLE => self.grants.grow_to_hold(index)?,
             // Moving RAM within the map (XENMAPSPACE_gmfn) is refused as for a gfn without RAM.
             _ => return Err(Errno::Inval),
         };

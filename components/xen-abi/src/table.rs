@@ -165,9 +165,9 @@ pub const TABLE: &[Row] = &[
     row(GRANT, ("copy", 5), KERNELS, done("copy_works_between_own_pages_and_own_grants")),
     row(GRANT, ("query_size", 6), KERNELS, done("query_size_tells_frames_and_limit")),
     row(GRANT, ("unmap_and_replace", 7), PV, refused(NOSYS, "HVM domains' filter", GRANT_FILTER)),
-    row(GRANT, ("set_version", 8), KERNELS, done("version_1_is_the_only_one")),
+    row(GRANT, ("set_version", 8), KERNELS, done("a_domain_goes_over_to_version_2_and_back")),
     row(GRANT, ("get_status_frames", 9), LINUX, refused(NOSYS, "HVM domains' filter", GRANT_FILTER)),
-    row(GRANT, ("get_version", 10), NOBODY, done("version_1_is_the_only_one")),
+    row(GRANT, ("get_version", 10), NOBODY, done("a_domain_goes_over_to_version_2_and_back")),
     row(GRANT, ("swap_grant_ref", 11), NOBODY, done("swap_exchanges_two_entries")),
     row(GRANT, ("cache_flush", 12), "Arm guests", refused(NOSYS, "HVM domains' filter", GRANT_FILTER)),
 

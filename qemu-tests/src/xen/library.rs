@@ -268,6 +268,8 @@ impl Library {
                 })
                 .collect(),
             grant_frames: MAX_GRANT_FRAMES,
+            // As the domain in which the seeds were recorded.
+            max_grant_version: 1,
             tsc: TscMode {
                 khz: 2_000_000,
                 stable: false,

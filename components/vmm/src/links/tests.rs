@@ -95,7 +95,7 @@ struct Machine {
 
 impl Machine {
     fn new() -> Machine {
-        let memory = TestMemory::new((PAGES * 4096) as usize, 3);
+        let memory = TestMemory::new((PAGES * 4096) as usize, SpecialFrame::COUNT as usize);
         let config = Config {
             domid: GUEST,
             vcpus: 1,
@@ -110,6 +110,7 @@ impl Machine {
             }]
             .to_vec(),
             grant_frames: 2,
+            max_grant_version: 2,
             tsc: TscMode {
                 khz: 1_000_000,
                 stable: true,

@@ -5,11 +5,11 @@ use crate::domain::number::GRANT_TABLE_OP;
 use crate::grant::{op, status};
 use crate::*;
 
-fn grant_op(guest: &mut Guest, operation: u32, count: u64) -> i64 {
+pub fn grant_op(guest: &mut Guest, operation: u32, count: u64) -> i64 {
     guest.call(GRANT_TABLE_OP, &[u64::from(operation), ARG, count])
 }
 
-fn status_at(guest: &Guest, at: u64) -> i16 {
+pub fn status_at(guest: &Guest, at: u64) -> i16 {
     guest.u16(at) as i16
 }
 
@@ -51,8 +51,11 @@ fn setup_table_answers_where_frames_are_mapped() {
 }
 
 #[test]
-fn version_1_is_the_only_one() {
-    let mut guest = Guest::new(1);
+fn version_1_is_the_only_one_where_no_other_is_allowed() {
+    let mut guest = Guest::with(Config {
+        max_grant_version: 1,
+        ..config(1)
+    });
     for (wanted, reply) in [(1, 0), (2, error(Errno::NoSys)), (3, error(Errno::Inval))] {
         guest.put_u32s(ARG, &[wanted]);
         assert_eq!(grant_op(&mut guest, op::SET_VERSION, 1), reply);
@@ -159,7 +162,7 @@ fn references_of_console_and_store_are_in_use_by_domain_0() {
 }
 
 /// A `struct gnttab_copy`: (name, domain, offset) of source and destination, length, flags.
-fn put_copy(
+pub fn put_copy(
     guest: &mut Guest,
     source: (u64, u16, u16),
     target: (u64, u16, u16),

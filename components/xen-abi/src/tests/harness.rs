@@ -205,6 +205,7 @@ pub fn config(vcpus: u32) -> Config {
             kind: 1,
         }],
         grant_frames: 4,
+        max_grant_version: 2,
         tsc: TscMode {
             khz: 1_000_000,
             stable: true,
@@ -226,10 +227,7 @@ impl Guest {
     }
 
     pub fn with(config: Config) -> Guest {
-        let memory = TestMemory::new(
-            (PAGES * PAGE_SIZE) as usize,
-            1 + config.grant_frames as usize,
-        );
+        let memory = TestMemory::new((PAGES * PAGE_SIZE) as usize, SpecialFrame::COUNT as usize);
         Guest {
             domain: Domain::new(config, &memory).expect("a valid configuration"),
             memory,

@@ -5,6 +5,8 @@ mod fifo;
 mod foreign;
 mod fuzz;
 mod grant;
+mod grant_model;
+mod grant_v2;
 mod harness;
 mod hvm;
 mod memory_op;

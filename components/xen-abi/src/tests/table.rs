@@ -14,6 +14,7 @@ const SOURCES: &[&str] = &[
     include_str!("fifo.rs"),
     include_str!("foreign.rs"),
     include_str!("grant.rs"),
+    include_str!("grant_v2.rs"),
     include_str!("hvm.rs"),
     include_str!("memory_op.rs"),
     include_str!("multicall.rs"),

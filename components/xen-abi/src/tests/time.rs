@@ -152,9 +152,20 @@ fn impossible_domains_are_config_errors() {
         ConfigError::GrantFrames
     );
     assert_eq!(
-        refused(|config| config.grant_frames = 5),
-        ConfigError::SpecialFrames
+        refused(|config| config.max_grant_version = 3),
+        ConfigError::GrantVersion
     );
+    let frames = |frames, version| {
+        let config = Config {
+            grant_frames: frames,
+            max_grant_version: version,
+            ..config(1)
+        };
+        Domain::new(config, &memory).err()
+    };
+    assert_eq!(frames(4, 1), None);
+    assert_eq!(frames(5, 1), Some(ConfigError::SpecialFrames));
+    assert_eq!(frames(4, 2), Some(ConfigError::SpecialFrames));
 }
 
 proptest! {
