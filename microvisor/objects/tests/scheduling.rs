@@ -35,6 +35,7 @@ fn a_running_thread_moves_and_never_runs_on_both_cpus() {
     let mut w = World::new();
     let other = w.thread(THREAD, 1, 20);
     assert_eq!(on(&mut w, 1), other);
+    w.seen.flushes.borrow_mut().clear();
     move_to(&mut w, THREAD, 0);
     assert!(w.seen.flushes.borrow().contains(&Flush::Quiesce));
     assert_eq!(on(&mut w, 0), other);
@@ -141,6 +142,62 @@ fn losing_its_time_costs_a_waiting_thread_no_deadline() {
     w.ok(Call::Bind, &[THREAD + 1, THREAD, 0]);
     assert_eq!(on(&mut w, 1), other);
     assert_eq!(w.results(other).0, Status::Timeout);
+}
+
+#[test]
+fn a_cpu_is_called_for_its_own_kind_and_better() {
+    for (mine, comes, called) in [(15, 20, true), (15, 15, true), (20, 15, false)] {
+        let mut w = World::new();
+        let other = w.thread(THREAD, 1, mine);
+        assert_eq!(on(&mut w, 1), other);
+        w.seen.cpu.set(0);
+        w.seen.kicks.borrow_mut().clear();
+        w.thread(THREAD + 2, 1, comes);
+        assert_eq!(w.seen.kicks.borrow().contains(&1), called, "{comes}");
+        // Nobody calls the CPU that it is on.
+        w.seen.cpu.set(1);
+        w.seen.kicks.borrow_mut().clear();
+        w.thread(THREAD + 4, 1, 25);
+        assert!(w.seen.kicks.borrow().is_empty());
+    }
+}
+
+#[test]
+fn only_the_thread_that_waits_for_the_lock_makes_its_call_again() {
+    let mut w = World::new();
+    let (first, second) = (w.thread(THREAD, 1, 20), w.thread(THREAD + 2, 1, 20));
+    assert_eq!(on(&mut w, 1), first);
+    let rip = |w: &World, thread: Ref<Thread>| w.kernel.arena.get(thread).expect("thread").regs.rip;
+    w.seen.waits.set(true);
+    // One that is ready there, and the one that makes the very call.
+    w.seen.cpu.set(0);
+    w.ok(Call::ThreadControl, &[THREAD + 2, 1]);
+    w.seen.cpu.set(1);
+    w.ok(Call::ThreadControl, &[THREAD, 1]);
+    assert_eq!((rip(&w, first), rip(&w, second)), (0x20_0000, 0x20_0000));
+}
+
+#[test]
+fn a_run_that_still_waits_for_the_lock_holds_no_guest() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Vcpu, 0, 500, 1);
+    w.make(ram, Kind::AddressSpace, 1, 501, 1);
+    w.ok(Call::VcpuControl, &[500, 0, 501]);
+    let other = w.thread(THREAD, 1, 20);
+    assert_eq!(on(&mut w, 1), other);
+    let begin = |w: &mut World, thread: Ref<Thread>, cpu| {
+        let (vcpu, run) = w.kernel.arena.vcpu_find(thread, 500, cpu).expect("a vCPU");
+        run.begin(cpu).map(|()| vcpu)
+    };
+    let vcpu = begin(&mut w, other, 1).expect("nobody runs it");
+    w.kernel.arena.get_mut(other).expect("thread").vcpu = vcpu;
+    w.seen.cpu.set(0);
+    let root = w.root;
+    assert_eq!(begin(&mut w, root, 0), Err(Status::Busy));
+    w.seen.waits.set(true);
+    w.ok(Call::ThreadControl, &[THREAD, 1]);
+    assert_eq!(begin(&mut w, root, 0), Ok(vcpu));
 }
 
 /// Threads of the model below.

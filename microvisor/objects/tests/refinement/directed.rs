@@ -4,6 +4,7 @@
 
 use super::driver::{Checked, Pair};
 use super::reused::{a_stranger_in_the_same_frame, nothing_is_left_in_a_page};
+use super::threads;
 use super::world::World;
 use crate::machine::Answer;
 use microvisor_abi::cap::Role;
@@ -38,7 +39,7 @@ impl Story {
         self.pair.call(cpu, call as u64, words)
     }
 
-    fn gets(&mut self, cpu: usize, call: Call, args: &[u64], want: Status) -> Checked {
+    pub fn gets(&mut self, cpu: usize, call: Call, args: &[u64], want: Status) -> Checked {
         match self.on(cpu, call, args)? {
             Some(seen) if seen == want => Ok(()),
             other => Err(format!(
@@ -59,7 +60,7 @@ impl Story {
         Err(format!("{call:?} {args:x?} never ends"))
     }
 
-    fn blocks(&mut self, cpu: usize, call: Call, args: &[u64]) -> Checked {
+    pub fn blocks(&mut self, cpu: usize, call: Call, args: &[u64]) -> Checked {
         match self.on(cpu, call, args)? {
             None => Ok(()),
             other => Err(format!("{call:?} {args:x?} answered {other:?}")),
@@ -86,7 +87,7 @@ impl Story {
         self.pair.event(Event::Reschedule { cpu })
     }
 
-    fn me(&self, cpu: usize) -> Checked<Frame> {
+    pub fn me(&self, cpu: usize) -> Checked<Frame> {
         self.pair
             .current(cpu)
             .ok_or_else(|| format!("CPU {cpu} is idle"))
@@ -585,4 +586,15 @@ pub const STORIES: &[(&str, Told)] = &[
     ("nothing_is_left_in_a_page", nothing_is_left_in_a_page),
     ("a_frame_of_a_gibibyte", a_frame_of_a_gibibyte),
     ("as_deep_as_it_goes", as_deep_as_it_goes),
+    ("waiters_in_any_order", threads::waiters_in_any_order),
+    ("callers_in_any_order", threads::callers_in_any_order),
+    ("a_budget_in_parts", threads::a_budget_in_parts),
+    ("company", threads::company),
+    ("time_is_set_anew", threads::time_is_set_anew),
+    (
+        "a_call_goes_on_in_the_same_turn",
+        threads::a_call_goes_on_in_the_same_turn,
+    ),
+    ("a_space_that_goes", threads::a_space_that_goes),
+    ("bits_for_a_guest", threads::bits_for_a_guest),
 ];

@@ -117,7 +117,8 @@ impl<'a> Links<'a> {
         if self.queued.contains(&frame) != in_queue {
             return wrong("in a queue, or not");
         }
-        if !in_queue && !(t.queue_prev.is_null() && t.queue_next.is_null()) {
+        let alone = t.queue_prev.is_null() && t.queue_next.is_null();
+        if !in_queue && !alone {
             return wrong("has neighbours in no queue");
         }
         if self.timed.contains(&frame) != t.timed {

@@ -14,6 +14,7 @@ mod links;
 mod model;
 mod reused;
 mod story;
+mod threads;
 pub(crate) mod walker;
 #[path = "../world/mod.rs"]
 pub mod world;
