@@ -246,3 +246,45 @@ fn what_is_remembered_of_a_capability_does_not_stay_behind_when_it_moves() {
     w.turn();
     assert_eq!(w.kernel.current(0), threads[2], "where it is now, it works");
 }
+
+/// Carries out these steps in two machines, one without the fast path, beginning with a server that
+/// waits and a client that has called it before. So many messages go fast.
+fn the_same_in_both(steps: &[Step], go_fast: usize) {
+    let ((mut fast, threads), (mut general, _)) = (acquainted(true), acquainted(false));
+    let before = fast.went_fast;
+    for step in steps {
+        perform(&mut fast, threads[2], step);
+        perform(&mut general, threads[2], step);
+        assert_eq!(seen(&fast, &threads), seen(&general, &threads), "{step:?}");
+    }
+    assert_eq!(fast.went_fast - before, go_fast, "{steps:?}");
+}
+
+#[test]
+fn the_fast_path_is_for_threads_that_have_as_much_time_as_they_like() {
+    let usual = || Step::Usual([0, 0, 1, 2, 3, 4]);
+    let time = |slot: u64, priority: u64, budget: u64| {
+        Step::Call(Call::SchedSet, [slot, 7, 0, priority, budget, 3])
+    };
+    let (server, client) = (THREADS + 3, 4);
+    let none = Step::Call(Call::Bind, [server, 0, 0, 0, 0, 0]);
+    the_same_in_both(&[usual(), usual()], 2);
+    the_same_in_both(&[time(server, 20, 1), usual(), usual()], 0);
+    the_same_in_both(
+        &[time(server, 20, 1), time(server, 20, 3), usual(), usual()],
+        2,
+    );
+    the_same_in_both(&[time(client, 15, 1), usual(), usual()], 0);
+    the_same_in_both(&[none, usual(), usual()], 0);
+}
+
+#[test]
+fn the_fast_path_passes_nobody_by() {
+    let usual = || Step::Usual([0, 0, 1, 2, 3, 4]);
+    let equal = Step::Call(Call::ThreadControl, [THREADS, 0, 0, 0, 0, 0]);
+    the_same_in_both(&[usual(), equal, usual()], 1);
+    // Bits that are bound to the server come before its next message.
+    let bind = Step::Call(Call::Bind, [NOTIFICATION, THREADS + 2, 1, 0, 0, 0]);
+    let signal = Step::Call(Call::Signal, [NOTIFICATION, 2, 0, 0, 0, 0]);
+    the_same_in_both(&[bind, usual(), signal, usual()], 1);
+}
