@@ -4,8 +4,8 @@
 
 use super::driver::{Checked, Pair};
 use super::reused::{a_stranger_in_the_same_frame, nothing_is_left_in_a_page};
-use super::threads;
 use super::world::World;
+use super::{messages, threads};
 use crate::machine::Answer;
 use microvisor_abi::cap::Role;
 use microvisor_abi::message::{MessageInfo, RECEIVE_SLOTS, SEND_SLOTS};
@@ -597,4 +597,17 @@ pub const STORIES: &[(&str, Told)] = &[
     ),
     ("a_space_that_goes", threads::a_space_that_goes),
     ("bits_for_a_guest", threads::bits_for_a_guest),
+    (
+        "several_capabilities",
+        messages::several_capabilities_at_once,
+    ),
+    (
+        "bits_and_callers_in_turn",
+        messages::bits_and_callers_in_turn,
+    ),
+    (
+        "receivers_with_deadlines",
+        messages::receivers_with_deadlines,
+    ),
+    ("many_wait_for_what_goes", messages::many_wait_for_what_goes),
 ];

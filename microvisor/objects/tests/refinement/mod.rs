@@ -11,6 +11,7 @@ mod abstraction;
 mod directed;
 mod driver;
 mod links;
+mod messages;
 mod model;
 mod reused;
 mod story;
