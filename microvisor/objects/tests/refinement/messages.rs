@@ -16,7 +16,7 @@ const NOTE: u64 = 502;
 const SERVER: u64 = 510;
 
 fn with_server() -> Checked<Story> {
-    let mut s = Story::begin(8192)?;
+    let mut s = Story::begin(2560)?;
     s.make(Kind::Endpoint, 0, ENDPOINT)?;
     s.make(Kind::Reply, 0, REPLY)?;
     s.make(Kind::Notification, 0, NOTE)?;

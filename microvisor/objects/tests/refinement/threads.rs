@@ -16,7 +16,7 @@ const REPLIES: u64 = 530;
 
 /// Four threads of one priority, what they wait for, and a reply object for each.
 fn four() -> Checked<Story> {
-    let mut s = Story::begin(8192)?;
+    let mut s = Story::begin(2560)?;
     s.make(Kind::Notification, 0, NOTE)?;
     s.make(Kind::Endpoint, 0, ENDPOINT)?;
     for (reply, thread) in (REPLIES..).zip(THREADS) {
@@ -108,7 +108,7 @@ pub fn callers_in_any_order() -> Checked<Pair> {
 /// What a thread uses of its budget is gone, whether it waits then, is suspended, loses its turn or
 /// its CPU; and there is as much again at the very end of the period.
 pub fn a_budget_in_parts() -> Checked<Pair> {
-    let mut s = Story::begin(8192)?;
+    let mut s = Story::begin(2560)?;
     s.make(Kind::Notification, 0, NOTE)?;
     s.thread(500, 15)?;
     s.ok(Call::SchedSet, &[501, 7, 1, 15, 100, 1000])?;
@@ -149,7 +149,7 @@ pub fn a_budget_in_parts() -> Checked<Pair> {
 /// An equal comes: who has a limit goes on until that, who has none gets a slice.
 pub fn company() -> Checked<Pair> {
     for budget in [5000, 10_000] {
-        let mut s = Story::begin(8192)?;
+        let mut s = Story::begin(2560)?;
         s.thread(500, 15)?;
         s.ok(Call::SchedSet, &[501, 7, 1, 15, budget, 10_000])?;
         s.look(1)?;
@@ -179,7 +179,7 @@ pub fn company() -> Checked<Pair> {
 /// A server that is more urgent than its client goes on in its client's turn.
 pub fn a_call_goes_on_in_the_same_turn() -> Checked<Pair> {
     for priority in [20, 15, 10] {
-        let mut s = Story::begin(8192)?;
+        let mut s = Story::begin(2560)?;
         s.make(Kind::Endpoint, 0, ENDPOINT)?;
         s.make(Kind::Reply, 0, REPLIES)?;
         s.thread(500, priority)?;
@@ -213,7 +213,7 @@ pub fn a_call_goes_on_in_the_same_turn() -> Checked<Pair> {
 
 /// A thread whose address space goes while it runs stops with a fault, and its supervisor hears.
 pub fn a_space_that_goes() -> Checked<Pair> {
-    let mut s = Story::begin(8192)?;
+    let mut s = Story::begin(2560)?;
     s.make(Kind::Notification, 0, NOTE)?;
     s.ok(Call::Copy, &[NOTE, 0, NOTE + 1, 0xff, 6, 0])?;
     s.thread(500, 15)?;
@@ -243,7 +243,7 @@ pub fn a_space_that_goes() -> Checked<Pair> {
 
 /// Bits for a guest that runs elsewhere end its run; those that are pending prevent the next.
 pub fn bits_for_a_guest() -> Checked<Pair> {
-    let mut s = Story::begin(8192)?;
+    let mut s = Story::begin(2560)?;
     s.make(Kind::Notification, 0, NOTE)?;
     s.make(Kind::Vcpu, 0, 540)?;
     s.make(Kind::AddressSpace, 1, 541)?;
