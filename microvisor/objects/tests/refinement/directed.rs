@@ -5,7 +5,7 @@
 use super::driver::{Checked, Pair};
 use super::reused::{a_stranger_in_the_same_frame, nothing_is_left_in_a_page};
 use super::world::World;
-use super::{messages, threads};
+use super::{bindings, messages, threads};
 use crate::machine::Answer;
 use microvisor_abi::cap::Role;
 use microvisor_abi::message::{MessageInfo, RECEIVE_SLOTS, SEND_SLOTS};
@@ -570,7 +570,17 @@ fn a_budget_that_ends() -> Checked<Pair> {
 pub type Told = fn() -> Checked<Pair>;
 
 /// All of them, by name.
-pub const STORIES: &[(&str, Told)] = &[
+pub fn stories() -> impl Iterator<Item = &'static (&'static str, Told)> {
+    let lists = [
+        bindings::STORIES,
+        messages::STORIES,
+        threads::STORIES,
+        STORIES,
+    ];
+    lists.into_iter().flatten()
+}
+
+const STORIES: &[(&str, Told)] = &[
     ("without_rights", without_rights),
     ("a_vcpu_that_is_shared", a_vcpu_that_is_shared),
     ("servers_that_fail", servers_that_fail),
@@ -586,28 +596,4 @@ pub const STORIES: &[(&str, Told)] = &[
     ("nothing_is_left_in_a_page", nothing_is_left_in_a_page),
     ("a_frame_of_a_gibibyte", a_frame_of_a_gibibyte),
     ("as_deep_as_it_goes", as_deep_as_it_goes),
-    ("waiters_in_any_order", threads::waiters_in_any_order),
-    ("callers_in_any_order", threads::callers_in_any_order),
-    ("a_budget_in_parts", threads::a_budget_in_parts),
-    ("company", threads::company),
-    ("time_is_set_anew", threads::time_is_set_anew),
-    (
-        "a_call_goes_on_in_the_same_turn",
-        threads::a_call_goes_on_in_the_same_turn,
-    ),
-    ("a_space_that_goes", threads::a_space_that_goes),
-    ("bits_for_a_guest", threads::bits_for_a_guest),
-    (
-        "several_capabilities",
-        messages::several_capabilities_at_once,
-    ),
-    (
-        "bits_and_callers_in_turn",
-        messages::bits_and_callers_in_turn,
-    ),
-    (
-        "receivers_with_deadlines",
-        messages::receivers_with_deadlines,
-    ),
-    ("many_wait_for_what_goes", messages::many_wait_for_what_goes),
 ];

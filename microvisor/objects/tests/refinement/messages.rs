@@ -1,7 +1,7 @@
 //! Messages that carry several capabilities, receivers with deadlines and bits, and endpoints that go
-//! with many waiting, by short stories of their own. Called by `directed::STORIES`.
+//! with many waiting, by short stories of their own. Called by `directed::stories`.
 
-use super::directed::Story;
+use super::directed::{Story, Told};
 use super::driver::{Checked, Pair};
 use microvisor_abi::cap::Role;
 use microvisor_abi::message::{MessageInfo, RECEIVE_SLOTS, SEND_SLOTS};
@@ -26,7 +26,7 @@ fn with_server() -> Checked<Story> {
 }
 
 /// All of a message's capabilities arrive, or none and its sender hears why.
-pub fn several_capabilities_at_once() -> Checked<Pair> {
+fn several_capabilities_at_once() -> Checked<Pair> {
     let mut s = with_server()?;
     let (root, server) = (s.me(0)?, s.me(1)?);
     let of = |count: usize| MessageInfo::new(1, 16, count).0;
@@ -107,7 +107,7 @@ pub fn several_capabilities_at_once() -> Checked<Pair> {
 }
 
 /// Whoever has both bits and callers hears of them in turn; without a reply object, of bits only.
-pub fn bits_and_callers_in_turn() -> Checked<Pair> {
+fn bits_and_callers_in_turn() -> Checked<Pair> {
     let mut s = with_server()?;
     s.gets(1, Call::Receive, &[ENDPOINT, 0, FOREVER], Status::NotBound)?;
     s.ok(Call::Bind, &[NOTE, SERVER, Role::Messages as u64])?;
@@ -130,7 +130,7 @@ pub fn bits_and_callers_in_turn() -> Checked<Pair> {
 }
 
 /// A receiver's deadline ends with the message that comes before it, and not a tick too early.
-pub fn receivers_with_deadlines() -> Checked<Pair> {
+fn receivers_with_deadlines() -> Checked<Pair> {
     let mut s = with_server()?;
     s.ok(Call::Bind, &[NOTE, SERVER, Role::Messages as u64])?;
     s.pair.event(Event::Time { now: 1000 })?;
@@ -168,7 +168,7 @@ pub fn receivers_with_deadlines() -> Checked<Pair> {
 }
 
 /// What forty wait for goes: all hear of it, in more than one step.
-pub fn many_wait_for_what_goes() -> Checked<Pair> {
+fn many_wait_for_what_goes() -> Checked<Pair> {
     let calls: [(Call, [u64; 2]); 2] = [(Call::Call, [ENDPOINT, 0]), (Call::Wait, [NOTE, FOREVER])];
     let mut s = with_server()?;
     s.ok(Call::ThreadControl, &[SERVER, Op::Suspend as u64])?;
@@ -186,3 +186,11 @@ pub fn many_wait_for_what_goes() -> Checked<Pair> {
     }
     Ok(s.pair)
 }
+
+/// These, by name.
+pub const STORIES: &[(&str, Told)] = &[
+    ("several_capabilities_at_once", several_capabilities_at_once),
+    ("bits_and_callers_in_turn", bits_and_callers_in_turn),
+    ("receivers_with_deadlines", receivers_with_deadlines),
+    ("many_wait_for_what_goes", many_wait_for_what_goes),
+];

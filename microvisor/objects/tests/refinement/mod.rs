@@ -8,6 +8,7 @@
 //! `PROPTEST_CASES` sets how many stories are told. Nothing here is linked into the core.
 
 mod abstraction;
+mod bindings;
 mod directed;
 mod driver;
 mod links;
@@ -78,7 +79,7 @@ fn fixed_stories(count: usize, mut each: impl FnMut(&Pair)) {
 
 #[test]
 fn directed_stories_are_specified_step_by_step() {
-    for (name, story) in directed::STORIES {
+    for (name, story) in directed::stories() {
         if let Err(why) = story() {
             panic!("{name}: {why}");
         }
@@ -88,7 +89,7 @@ fn directed_stories_are_specified_step_by_step() {
 #[test]
 fn every_call_is_seen_to_answer_every_status_it_may() {
     let mut seen = std::collections::BTreeSet::<(u64, u64)>::new();
-    for (name, story) in directed::STORIES {
+    for (name, story) in directed::stories() {
         let pair = story().unwrap_or_else(|why| panic!("{name}: {why}"));
         seen.extend(&pair.coverage.seen);
     }

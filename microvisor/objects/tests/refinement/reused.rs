@@ -1,5 +1,5 @@
 //! Frames that carry one object after another of the same kind, while somebody still refers to the
-//! first: only the frame's generation tells them apart. Called by `directed::STORIES`.
+//! first: only the frame's generation tells them apart. Called by `directed::stories`.
 
 use super::directed::Story;
 use super::driver::{Checked, Pair};

@@ -1,7 +1,7 @@
 //! Threads that wait, have their turns and run out of time, by short stories of their own. Called by
-//! `directed::STORIES`. Root is on CPU 0 and makes things happen; the others share CPU 1.
+//! `directed::stories`. Root is on CPU 0 and makes things happen; the others share CPU 1.
 
-use super::directed::Story;
+use super::directed::{Story, Told};
 use super::driver::{Checked, Pair};
 use microvisor_abi::cap::Role;
 use microvisor_abi::thread::Op;
@@ -42,7 +42,7 @@ fn pass(s: &mut Story, ticks: u64) -> Checked {
 const ORDERS: [[usize; 4]; 4] = [[0, 1, 2, 3], [3, 2, 1, 0], [1, 2, 0, 3], [2, 0, 3, 1]];
 
 /// Waiters leave a notification's queue in any order, and others come.
-pub fn waiters_in_any_order() -> Checked<Pair> {
+fn waiters_in_any_order() -> Checked<Pair> {
     let mut s = four()?;
     for order in ORDERS {
         for _ in THREADS {
@@ -69,7 +69,7 @@ pub fn waiters_in_any_order() -> Checked<Pair> {
 }
 
 /// Receivers and senders leave an endpoint's queue in any order, and others come.
-pub fn callers_in_any_order() -> Checked<Pair> {
+fn callers_in_any_order() -> Checked<Pair> {
     let mut s = four()?;
     let receive = |s: &mut Story| {
         for reply in REPLIES..REPLIES + 4 {
@@ -107,7 +107,7 @@ pub fn callers_in_any_order() -> Checked<Pair> {
 
 /// What a thread uses of its budget is gone, whether it waits then, is suspended, loses its turn or
 /// its CPU; and there is as much again at the very end of the period.
-pub fn a_budget_in_parts() -> Checked<Pair> {
+fn a_budget_in_parts() -> Checked<Pair> {
     let mut s = Story::begin(2560)?;
     s.make(Kind::Notification, 0, NOTE)?;
     s.thread(500, 15)?;
@@ -147,7 +147,7 @@ pub fn a_budget_in_parts() -> Checked<Pair> {
 }
 
 /// An equal comes: who has a limit goes on until that, who has none gets a slice.
-pub fn company() -> Checked<Pair> {
+fn company() -> Checked<Pair> {
     for budget in [5000, 10_000] {
         let mut s = Story::begin(2560)?;
         s.thread(500, 15)?;
@@ -177,7 +177,7 @@ pub fn company() -> Checked<Pair> {
 }
 
 /// A server that is more urgent than its client goes on in its client's turn.
-pub fn a_call_goes_on_in_the_same_turn() -> Checked<Pair> {
+fn a_call_goes_on_in_the_same_turn() -> Checked<Pair> {
     for priority in [20, 15, 10] {
         let mut s = Story::begin(2560)?;
         s.make(Kind::Endpoint, 0, ENDPOINT)?;
@@ -212,7 +212,7 @@ pub fn a_call_goes_on_in_the_same_turn() -> Checked<Pair> {
 }
 
 /// A thread whose address space goes while it runs stops with a fault, and its supervisor hears.
-pub fn a_space_that_goes() -> Checked<Pair> {
+fn a_space_that_goes() -> Checked<Pair> {
     let mut s = Story::begin(2560)?;
     s.make(Kind::Notification, 0, NOTE)?;
     s.ok(Call::Copy, &[NOTE, 0, NOTE + 1, 0xff, 6, 0])?;
@@ -242,7 +242,7 @@ pub fn a_space_that_goes() -> Checked<Pair> {
 }
 
 /// Bits for a guest that runs elsewhere end its run; those that are pending prevent the next.
-pub fn bits_for_a_guest() -> Checked<Pair> {
+fn bits_for_a_guest() -> Checked<Pair> {
     let mut s = Story::begin(2560)?;
     s.make(Kind::Notification, 0, NOTE)?;
     s.make(Kind::Vcpu, 0, 540)?;
@@ -269,7 +269,7 @@ pub fn bits_for_a_guest() -> Checked<Pair> {
 
 /// Time that is set anew: who ran goes on before its equals, who was ready comes after them, who
 /// waits stays where it is.
-pub fn time_is_set_anew() -> Checked<Pair> {
+fn time_is_set_anew() -> Checked<Pair> {
     let mut s = four()?;
     let set = |sched: u64, budget: u64, period: u64| [sched, 7, 1, 15, budget, period];
     for (budget, period) in [(0, 0), (0, 10), (11, 10)] {
@@ -306,3 +306,18 @@ pub fn time_is_set_anew() -> Checked<Pair> {
     }
     Ok(s.pair)
 }
+
+/// These, by name.
+pub const STORIES: &[(&str, Told)] = &[
+    ("waiters_in_any_order", waiters_in_any_order),
+    ("callers_in_any_order", callers_in_any_order),
+    ("a_budget_in_parts", a_budget_in_parts),
+    ("company", company),
+    ("time_is_set_anew", time_is_set_anew),
+    (
+        "a_call_goes_on_in_the_same_turn",
+        a_call_goes_on_in_the_same_turn,
+    ),
+    ("a_space_that_goes", a_space_that_goes),
+    ("bits_for_a_guest", bits_for_a_guest),
+];
