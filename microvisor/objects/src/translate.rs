@@ -78,7 +78,7 @@ pub(crate) struct Leaf {
 }
 
 impl Format {
-    fn present(self, entry: u64) -> bool {
+    pub(crate) fn present(self, entry: u64) -> bool {
         match self {
             Format::Host | Format::Npt | Format::AmdVi => entry & 1 != 0,
             Format::Ept => entry & 7 != 0,
@@ -86,7 +86,7 @@ impl Format {
         }
     }
 
-    fn is_leaf(self, entry: u64, level: u32) -> bool {
+    pub(crate) fn is_leaf(self, entry: u64, level: u32) -> bool {
         level == 1
             || match self {
                 // The level of the table that it points to.
@@ -96,7 +96,7 @@ impl Format {
     }
 
     /// An entry of a table of `level`.
-    fn table(self, table: PhysAddr, level: u32) -> u64 {
+    pub(crate) fn table(self, table: PhysAddr, level: u32) -> u64 {
         match self {
             // Present, writable, user for x86 layouts; read, write, execute for EPT: the same bits.
             Format::Host | Format::Npt | Format::Ept => table.0 | 7,
@@ -105,7 +105,7 @@ impl Format {
         }
     }
 
-    fn leaf(self, leaf: Leaf) -> u64 {
+    pub(crate) fn leaf(self, leaf: Leaf) -> u64 {
         let large = if leaf.order > 12 { 1 << 7 } else { 0 };
         let write = if leaf.flags & Map::WRITE != 0 {
             1 << 1

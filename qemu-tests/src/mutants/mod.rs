@@ -48,8 +48,9 @@ const FILES: &[&str] = &[
     "interrupt",
 ];
 
-/// Tests of refinement after all others, quickest first.
+/// Tests of the crate's own program, quickest first.
 const LAST: &[&str] = &[
+    "details::",
     "making_a_world",
     "a_walker_sees",
     "the_real_code",

@@ -4,6 +4,8 @@
 mod world;
 
 mod endings;
+mod made;
+mod mapped;
 mod memory;
 mod messages;
 mod rights;

@@ -9,6 +9,7 @@
 
 mod abstraction;
 mod bindings;
+mod details;
 mod directed;
 mod driver;
 mod links;

@@ -40,11 +40,35 @@ pub struct Seen {
     /// How many of them it has done, and what it says of the others; otherwise it does all at once.
     pub done: Cell<u64>,
     pub mute: Cell<Option<Answer>>,
+    /// Tables are as an Intel CPU or an AMD IOMMU wants them.
+    pub ept: Cell<bool>,
+    pub amd_iommu: Cell<bool>,
+    /// Tables of *dma* spaces that were written to, and on the way to which address.
+    pub wrote: RefCell<Vec<(PhysAddr, u64)>>,
+    /// What the hardware was told of vCPUs.
+    pub vcpus: RefCell<Vec<(VcpuArea, OfVcpu)>>,
+    /// Size of a vCPU's extended state, of which each byte is 0xe5.
+    pub extended: Cell<usize>,
     /// Who may send a message.
     pub senders: RefCell<std::collections::BTreeMap<u32, u16>>,
 }
 
+/// What the hardware is told of a vCPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OfVcpu {
+    Init,
+    Attach { root: PhysAddr },
+    Fetch { groups: u64 },
+    GetExtended { offset: usize, room: usize },
+    SetExtended { offset: usize, from: Vec<u8> },
+    Forget,
+}
+
 impl Seen {
+    fn vcpu(&self, area: VcpuArea, what: OfVcpu) {
+        self.vcpus.borrow_mut().push((area, what));
+    }
+
     fn meanwhile(&self) {
         if let Some(other) = self.meanwhile.borrow().as_ref() {
             other();
@@ -72,7 +96,11 @@ impl Machine for Fake {
         self.0.flushes.borrow_mut().push(flush);
     }
     fn guest_tables(&self) -> GuestTables {
-        GuestTables::Npt
+        if self.0.ept.get() {
+            GuestTables::Ept
+        } else {
+            GuestTables::Npt
+        }
     }
     fn set_line(&self, line: u32, enabled: bool) {
         self.0.lines.borrow_mut().push((line, enabled));
@@ -80,28 +108,44 @@ impl Machine for Fake {
     fn virtualisation(&self) -> bool {
         true
     }
-    fn vcpu_init(&self, _: VcpuArea) {}
-    fn vcpu_attach(&self, _: VcpuArea, _: PhysAddr) {
+    fn vcpu_init(&self, area: VcpuArea) {
+        self.0.vcpu(area, OfVcpu::Init);
+    }
+    fn vcpu_attach(&self, area: VcpuArea, root: PhysAddr) {
+        self.0.vcpu(area, OfVcpu::Attach { root });
         self.0.meanwhile();
     }
-    fn vcpu_fetch(&self, _: VcpuArea, _: u64) {
+    fn vcpu_fetch(&self, area: VcpuArea, groups: u64) {
+        self.0.vcpu(area, OfVcpu::Fetch { groups });
         self.0.meanwhile();
     }
-    fn vcpu_get_extended(&self, _: VcpuArea, _: usize, _: &mut [u8]) -> usize {
+    fn vcpu_get_extended(&self, area: VcpuArea, offset: usize, to: &mut [u8]) -> usize {
+        let (room, size) = (to.len(), self.0.extended.get());
+        to[..size.min(room)].fill(0xe5);
+        self.0.vcpu(area, OfVcpu::GetExtended { offset, room });
         self.0.meanwhile();
-        0
+        size
     }
-    fn vcpu_set_extended(&self, _: VcpuArea, _: usize, _: &[u8]) -> Result<usize, Status> {
+    fn vcpu_set_extended(
+        &self,
+        area: VcpuArea,
+        offset: usize,
+        from: &[u8],
+    ) -> Result<usize, Status> {
+        let from = from.to_vec();
+        self.0.vcpu(area, OfVcpu::SetExtended { offset, from });
         self.0.meanwhile();
-        Ok(0)
+        Ok(self.0.extended.get())
     }
     fn vcpu_grant_ports(&self, _: VcpuArea, first: u16, count: u32, granted: bool) {
         self.0.ports.borrow_mut().push((first, count, granted));
     }
-    fn vcpu_forget(&self, _: VcpuArea) {}
+    fn vcpu_forget(&self, area: VcpuArea) {
+        self.0.vcpu(area, OfVcpu::Forget);
+    }
     fn dma_tables(&self) -> Option<DmaTables> {
         (!self.0.without_iommu.get()).then_some(DmaTables {
-            amd: false,
+            amd: self.0.amd_iommu.get(),
             bits: 39,
             largest: 21,
         })
@@ -116,7 +160,9 @@ impl Machine for Fake {
         let mute = self.0.mute.get().filter(|_| ticket > self.0.done.get());
         mute.unwrap_or(Answer::Done)
     }
-    fn wrote_table(&self, _: PhysAddr, _: u64) {}
+    fn wrote_table(&self, root: PhysAddr, address: u64) {
+        self.0.wrote.borrow_mut().push((root, address));
+    }
     fn message(&self, line: u32, function: Option<u16>) -> u64 {
         let mut senders = self.0.senders.borrow_mut();
         match function {
