@@ -288,3 +288,25 @@ fn the_fast_path_passes_nobody_by() {
     let signal = Step::Call(Call::Signal, [NOTIFICATION, 2, 0, 0, 0, 0]);
     the_same_in_both(&[bind, usual(), signal, usual()], 1);
 }
+
+#[test]
+fn who_has_ports_does_not_take_the_fast_path_until_they_are_taken_back() {
+    for thread in [3, THREADS + 2] {
+        let (mut w, threads) = acquainted(true);
+        w.ok(Call::Copy, &[5, 0, 30, 0xff, 0x60 | 8 << 32, 0]);
+        for (granted, fast) in [(true, 0), (false, 2)] {
+            match granted {
+                true => w.ok(Call::PortsGrant, &[30, thread]),
+                false => w.ok(Call::Delete, &[0, 30]),
+            };
+            // Looked up anew after a deletion.
+            for _ in 0..2 {
+                w.went_fast = 0;
+                for _ in 0..2 {
+                    perform(&mut w, threads[2], &Step::Usual([0; 6]));
+                }
+            }
+            assert_eq!(w.went_fast, fast, "{thread} {granted}");
+        }
+    }
+}

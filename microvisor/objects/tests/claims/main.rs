@@ -11,6 +11,7 @@ mod messages;
 mod rights;
 mod sent;
 mod spaces;
+mod taken;
 mod threads;
 
 use microvisor_abi::cap::Map;

@@ -53,3 +53,36 @@ fn a_table_that_a_large_page_replaces_is_forgotten_and_then_used_again() {
     assert!(flushes.len() == 1 && page(&flushes[0]), "{flushes:?}");
     w.ok(Call::Map, &[PAGE, SPACE, 0x20_0000, RW]);
 }
+
+#[test]
+fn the_page_that_a_thread_or_a_vcpu_shares_is_for_components_alone() {
+    let mut w = with_one_path();
+    let ram = w.ram();
+    let space = w.kernel.space_root(w.root).expect("a space");
+    w.make(ram, Kind::AddressSpace, 1, 520, 1);
+    w.make(ram, Kind::Tables, 3, 521, 1);
+    w.ok(Call::Fill, &[520, 521]);
+    for kind in [Kind::Thread, Kind::Vcpu] {
+        w.make(ram, kind, 0, 530, 1);
+        let at = 0x4000_0000;
+        let map =
+            |w: &mut World, space: u64, access: u64| w.call(Call::Map, &[530, space, at, access]).0;
+        let execute = Map::READ | Map::EXECUTE;
+        assert_eq!(map(&mut w, 2, execute), Status::InvalidArgument);
+        assert_eq!(map(&mut w, 520, RW), Status::InvalidArgument);
+        assert_eq!(map(&mut w, 2, RW), Status::Ok);
+        let (page, _) = w.kernel.arena.translate(space, at).expect("mapped");
+        match kind {
+            Kind::Thread => {
+                let thread = w.kernel.thread_in(w.root, 530).expect("a thread");
+                assert_eq!(page, thread.buffer());
+            }
+            _ => assert_eq!(page, w.seen.vcpus.borrow()[0].0.state),
+        }
+        w.ok(Call::Unmap, &[530]);
+        assert!(w.kernel.arena.translate(space, at).is_none());
+        w.ok(Call::Map, &[530, 2, at, Map::READ]);
+        w.ok(Call::Delete, &[0, 530]);
+        assert!(w.kernel.arena.translate(space, at).is_none());
+    }
+}
