@@ -310,3 +310,32 @@ fn who_has_ports_does_not_take_the_fast_path_until_they_are_taken_back() {
         }
     }
 }
+
+#[test]
+fn the_fast_path_looks_again_at_whose_capabilities_a_thread_has() {
+    let usual = || Step::Usual([0, 0, 1, 2, 3, 4]);
+    let call = |call, words: &[u64]| {
+        let mut all = [0; 6];
+        all[..words.len()].copy_from_slice(words);
+        Step::Call(call, all)
+    };
+    let (server, space) = (THREADS + 2, 61);
+    // Another life, without the capabilities, between a message and its answer.
+    let ram = machine(true).0.ram();
+    let made = call(
+        Call::Retype,
+        &[ram, Kind::CapSpace as u64 | 1 << 8, 0, space | 1 << 32],
+    );
+    let elsewhere = [
+        call(Call::ThreadControl, &[server, 1]),
+        call(
+            Call::ThreadConfigure,
+            &[server, 2, space, 0x20_0000, 0x30_0000, 0],
+        ),
+        call(Call::ThreadControl, &[server, 0]),
+    ];
+    let mut steps = vec![made, usual(), usual(), usual(), Step::Cpu(1)];
+    steps.extend(elsewhere);
+    steps.extend([Step::Cpu(0), usual()]);
+    the_same_in_both(&steps, 1);
+}

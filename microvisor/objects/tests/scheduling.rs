@@ -200,6 +200,29 @@ fn a_run_that_still_waits_for_the_lock_holds_no_guest() {
     assert_eq!(begin(&mut w, root, 0), Ok(vcpu));
 }
 
+#[test]
+fn a_call_that_changes_nothing_for_others_goes_on_at_once() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Notification, 0, 500, 1);
+    let other = w.thread(THREAD, 1, 20);
+    assert_eq!(on(&mut w, 1), other);
+    let _ = w.call(Call::Wait, &[500, FOREVER]);
+    w.turn();
+    w.seen.cpu.set(0);
+    let root = w.root;
+    let mut stirs = |call, words: &[u64]| {
+        w.set(root, call, words);
+        w.kernel.syscall()
+    };
+    assert!(stirs(Call::Signal, &[500, 1]), "somebody was woken");
+    assert!(!stirs(Call::Signal, &[500, 1]), "nobody waits");
+    assert!(!stirs(Call::Inspect, &[0, 500]));
+    assert!(!stirs(Call::Inspect, &[0, 70_000]), "refused");
+    assert!(!stirs(Call::Wait, &[500, FOREVER]), "a bit is there");
+    assert!(stirs(Call::Wait, &[500, FOREVER]), "it waits");
+}
+
 /// Threads of the model below.
 const WAITERS: usize = 24;
 
