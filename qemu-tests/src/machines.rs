@@ -35,9 +35,11 @@ impl Machines {
         })
     }
 
-    /// Whether the machine of this title is to be booted.
+    /// Whether the machine of this title is to be booted: `--only` is part of its title, or a list of
+    /// such parts with commas.
     pub fn wants(&self, title: &str) -> bool {
-        self.only.as_deref().is_none_or(|only| title.contains(only))
+        let only = self.only.as_deref();
+        only.is_none_or(|only| only.split(',').any(|part| title.contains(part)))
     }
 
     /// Machines whose images are built with a check off.

@@ -223,6 +223,37 @@ fn a_call_that_changes_nothing_for_others_goes_on_at_once() {
     assert!(stirs(Call::Wait, &[500, FOREVER]), "it waits");
 }
 
+#[test]
+fn a_deadline_that_arrives_on_a_cpu_is_told_to_it_if_it_is_the_first() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Notification, 0, 500, 1);
+    let root = w.root;
+    let deadlines = [(THREAD, 100), (THREAD + 2, 200), (THREAD + 4, 50)];
+    for (slot, deadline) in deadlines {
+        w.seen.cpu.set(0);
+        w.thread(slot, 1, 20);
+        on(&mut w, 1);
+        let _ = w.call(Call::Wait, &[500, deadline]);
+        assert!(w.turn().is_null());
+    }
+    // To the caller's own CPU: it looks again at its timer, whichever is first.
+    for (slot, deadline) in deadlines {
+        w.seen.cpu.set(0);
+        w.set(root, Call::SchedSet, &[slot + 1, 7, 0, 10, 1, 1]);
+        assert!(w.kernel.syscall(), "deadline {deadline}");
+    }
+    for ((slot, deadline), told) in deadlines.into_iter().zip([true, false, true]) {
+        w.seen.kicks.borrow_mut().clear();
+        move_to(&mut w, slot, 1);
+        assert_eq!(
+            !w.seen.kicks.borrow().is_empty(),
+            told,
+            "deadline {deadline}"
+        );
+    }
+}
+
 /// Threads of the model below.
 const WAITERS: usize = 24;
 

@@ -1,5 +1,5 @@
 //! Mutants of the object code: small changes, each of which some test must notice. Called by group
-//! `spec` with `--mutants`; `--only mutants-FILE` takes one file.
+//! `spec` with `--mutants`; `--only mutants-FILE` takes one file, `--only mutants-FILE,mutants-OTHER` two.
 //!
 //! All mutants are in one build of the tests, each behind a condition, and the environment's `MUTANT`
 //! chooses one: a mutant costs the run of the tests that notice it, and no build. The build is made of
