@@ -90,3 +90,38 @@ fn a_notification_that_a_cpu_may_be_reading_is_let_go_by_all_of_them() {
     w.ok(Call::Delete, &[0, 500]);
     assert_eq!(w.seen.flushes.take(), [Flush::Quiesce]);
 }
+
+#[test]
+fn a_thread_ends_with_the_capability_it_was_made_with() {
+    let mut w = World::new();
+    let thread = w.thread(510, 1, 15);
+    w.ok(Call::Copy, &[510, 0, 512, 0xff, 0, 0]);
+    w.seen.cpu.set(1);
+    assert_eq!(w.turn(), thread);
+    w.seen.cpu.set(0);
+    w.set(w.root, Call::Delete, &[0, 510]);
+    w.kernel.syscall();
+    assert_eq!(w.results(w.root).0, Status::Ok);
+    assert_eq!(w.kernel.current(0), w.root, "whoever deletes it goes on");
+    assert!(w.kernel.current(1).is_null());
+    assert_eq!(w.call(Call::ThreadControl, &[512, 0]).0, Status::InvalidCap);
+    w.seen.cpu.set(1);
+    assert!(w.turn().is_null());
+    w.seen.cpu.set(0);
+    assert_eq!(w.turn(), w.root);
+    // Its time is free for another.
+    let ram = w.ram();
+    w.make(ram, Kind::Thread, 0, 513, 1);
+    w.ok(Call::Bind, &[511, 513, Role::Time as u64]);
+}
+
+#[test]
+fn a_thread_can_delete_itself() {
+    let mut w = World::new();
+    let thread = w.thread(510, 0, 20);
+    assert_eq!(w.turn(), thread);
+    w.set(thread, Call::Delete, &[0, 510]);
+    assert!(w.kernel.syscall(), "the CPU is to choose again");
+    assert!(w.kernel.current(0).is_null());
+    assert_eq!(w.turn(), w.root);
+}

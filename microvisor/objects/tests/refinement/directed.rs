@@ -3,9 +3,8 @@
 //! Root is the actor; threads beside it share its spaces.
 
 use super::driver::{Checked, Pair};
-use super::reused::{a_stranger_in_the_same_frame, nothing_is_left_in_a_page};
 use super::world::World;
-use super::{bindings, messages, threads};
+use super::{bindings, ended, messages, reused, threads};
 use crate::machine::Answer;
 use microvisor_abi::cap::Role;
 use microvisor_abi::message::{MessageInfo, RECEIVE_SLOTS, SEND_SLOTS};
@@ -573,7 +572,9 @@ pub type Told = fn() -> Checked<Pair>;
 pub fn stories() -> impl Iterator<Item = &'static (&'static str, Told)> {
     let lists = [
         bindings::STORIES,
+        ended::STORIES,
         messages::STORIES,
+        reused::STORIES,
         threads::STORIES,
         STORIES,
     ];
@@ -592,8 +593,6 @@ const STORIES: &[(&str, Told)] = &[
     ("what_chance_may_leave_out", what_chance_may_leave_out),
     ("without_an_iommu", without_an_iommu),
     ("devices_and_their_iommu", devices_and_their_iommu),
-    ("a_stranger_in_the_same_frame", a_stranger_in_the_same_frame),
-    ("nothing_is_left_in_a_page", nothing_is_left_in_a_page),
     ("a_frame_of_a_gibibyte", a_frame_of_a_gibibyte),
     ("as_deep_as_it_goes", as_deep_as_it_goes),
 ];

@@ -12,6 +12,7 @@ mod bindings;
 mod details;
 mod directed;
 mod driver;
+mod ended;
 mod links;
 mod messages;
 mod model;

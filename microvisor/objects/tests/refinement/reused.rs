@@ -1,7 +1,7 @@
 //! Frames that carry one object after another of the same kind, while somebody still refers to the
 //! first: only the frame's generation tells them apart. Called by `directed::stories`.
 
-use super::directed::Story;
+use super::directed::{Story, Told};
 use super::driver::{Checked, Pair};
 use microvisor_abi::cap::Role;
 use microvisor_abi::{Call, Kind};
@@ -20,7 +20,7 @@ fn fresh(s: &mut Story, kind: Kind) -> Checked {
 
 /// Who hears of a thread's faults or of a line, whose time a thread has, in whose space it runs: when
 /// that is destroyed, what is made in its frame next is a stranger.
-pub fn a_stranger_in_the_same_frame() -> Checked<Pair> {
+fn a_stranger_in_the_same_frame() -> Checked<Pair> {
     let mut s = Story::begin(8192)?;
     s.thread(510, 15)?;
     s.look(1)?;
@@ -48,7 +48,7 @@ pub fn a_stranger_in_the_same_frame() -> Checked<Pair> {
 }
 
 /// What somebody wrote into a page is gone when the page is handed out again.
-pub fn nothing_is_left_in_a_page() -> Checked<Pair> {
+fn nothing_is_left_in_a_page() -> Checked<Pair> {
     let mut s = Story::begin(8192)?;
     s.make(Kind::Memory, 1, 500)?;
     let page = [500, Kind::Frame as u64 | 12 << 8, 0, 501 | 1 << 32];
@@ -59,3 +59,8 @@ pub fn nothing_is_left_in_a_page() -> Checked<Pair> {
     }
     Ok(s.pair)
 }
+
+pub const STORIES: &[(&str, Told)] = &[
+    ("a_stranger_in_the_same_frame", a_stranger_in_the_same_frame),
+    ("nothing_is_left_in_a_page", nothing_is_left_in_a_page),
+];
