@@ -339,3 +339,66 @@ fn the_fast_path_looks_again_at_whose_capabilities_a_thread_has() {
     steps.extend([Step::Cpu(0), usual()]);
     the_same_in_both(&steps, 1);
 }
+
+/// The current thread's message, if it takes the fast path: which thread goes on, whether with the
+/// registers that its results are in, and with which tables.
+fn handover(w: &mut World, call: Call, words: &[u64]) -> Option<(Ref<Thread>, bool, u64)> {
+    let me = w.kernel.current(0);
+    w.set(me, call, words);
+    let over = match call {
+        Call::Call => w.kernel.fast_call(0),
+        _ => w.kernel.fast_reply_receive(0),
+    }?;
+    let registers = &raw const w.kernel.arena.get(over.thread)?.regs;
+    Some((over.thread, registers == over.registers, over.root))
+}
+
+#[test]
+fn who_goes_on_has_its_registers_and_its_tables() {
+    let answer = [ENDPOINTS | REPLIES << 32, 0];
+    for own in [false, true] {
+        let (mut w, threads) = machine(true);
+        let (server, root) = (threads[2], w.root);
+        let ram = w.ram();
+        if own {
+            w.make(ram, Kind::AddressSpace, 0, 30, 1);
+            let thread = THREADS + 2;
+            w.ok(Call::ThreadControl, &[thread, 1]);
+            w.ok(
+                Call::ThreadConfigure,
+                &[thread, 30, 1, 0x20_0000, 0x30_0000, 0],
+            );
+            w.ok(Call::ThreadControl, &[thread, 0]);
+        }
+        w.ok(Call::ThreadControl, &[THREADS, 1]);
+        w.turn();
+        assert_eq!(w.kernel.current(0), server);
+        let _ = w.call(Call::Receive, &[ENDPOINTS, REPLIES, FOREVER]);
+        assert_eq!(w.turn(), root);
+        for _ in 0..2 {
+            perform(&mut w, server, &Step::Usual([0; 6]));
+        }
+        let tables = |w: &World, thread| match own {
+            true => w.kernel.space_root(thread).map_or(0, |root| root.0),
+            false => 0,
+        };
+        let to_server = (server, true, tables(&w, server));
+        assert_eq!(handover(&mut w, Call::Call, &[BADGED, 0]), Some(to_server));
+        let to_root = (root, true, tables(&w, root));
+        assert_eq!(handover(&mut w, Call::ReplyReceive, &answer), Some(to_root));
+        // A space that is gone has no tables.
+        if own {
+            w.ok(Call::Delete, &[0, 30]);
+            assert_eq!(handover(&mut w, Call::Call, &[BADGED, 0]), None);
+        }
+    }
+}
+
+#[test]
+fn a_cpu_that_runs_nothing_has_no_fast_path() {
+    let (mut w, _) = acquainted(true);
+    for cpu in [1, 63, usize::MAX] {
+        assert_eq!(w.kernel.fast_call(cpu), None);
+        assert_eq!(w.kernel.fast_reply_receive(cpu), None);
+    }
+}

@@ -13,6 +13,7 @@ mod sent;
 mod spaces;
 mod taken;
 mod threads;
+mod vcpus;
 
 use microvisor_abi::cap::Map;
 
