@@ -254,6 +254,26 @@ fn a_deadline_that_arrives_on_a_cpu_is_told_to_it_if_it_is_the_first() {
     }
 }
 
+#[test]
+fn cpus_that_may_have_looked_up_a_vcpu_leave_before_it_is_elsewhere() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Vcpu, 0, 500, 1);
+    w.make(ram, Kind::Endpoint, 0, 501, 1);
+    w.make(ram, Kind::Thread, 0, 502, 1);
+    let configure = [502, 2, 1, 0x20_0000, 0x30_0000, 0];
+    for (call, words, quiet) in [
+        (Call::Move, &[0, 501, 0, 511][..], false),
+        (Call::Move, &[0, 500, 0, 510], true),
+        (Call::ThreadConfigure, &configure, true),
+    ] {
+        w.seen.flushes.borrow_mut().clear();
+        w.ok(call, words);
+        let quiesced = w.seen.flushes.borrow().contains(&Flush::Quiesce);
+        assert_eq!(quiesced, quiet, "{call:?}");
+    }
+}
+
 /// Threads of the model below.
 const WAITERS: usize = 24;
 

@@ -106,6 +106,22 @@ fn several_capabilities_at_once() -> Checked<Pair> {
     Ok(s.pair)
 }
 
+/// Whose answer cannot be given hears so at once, and the server goes on.
+fn an_answer_that_cannot_be_given() -> Checked<Pair> {
+    let mut s = with_server()?;
+    let (root, server) = (s.me(0)?, s.me(1)?);
+    s.pair.write_buffer(server, SEND_SLOTS, &[599]);
+    s.pair.write_buffer(root, RECEIVE_SLOTS, &[600]);
+    s.blocks(1, Call::Receive, &[ENDPOINT, REPLY, FOREVER])?;
+    for info in [u64::MAX, MessageInfo::new(1, 0, 1).0, 0] {
+        s.blocks(0, Call::Call, &[ENDPOINT, 0])?;
+        s.look(1)?;
+        s.blocks(1, Call::ReplyReceive, &[ENDPOINT | REPLY << 32, info])?;
+        s.look(0)?;
+    }
+    Ok(s.pair)
+}
+
 /// Whoever has both bits and callers hears of them in turn; without a reply object, of bits only.
 fn bits_and_callers_in_turn() -> Checked<Pair> {
     let mut s = with_server()?;
@@ -190,6 +206,10 @@ fn many_wait_for_what_goes() -> Checked<Pair> {
 /// These, by name.
 pub const STORIES: &[(&str, Told)] = &[
     ("several_capabilities_at_once", several_capabilities_at_once),
+    (
+        "an_answer_that_cannot_be_given",
+        an_answer_that_cannot_be_given,
+    ),
     ("bits_and_callers_in_turn", bits_and_callers_in_turn),
     ("receivers_with_deadlines", receivers_with_deadlines),
     ("many_wait_for_what_goes", many_wait_for_what_goes),

@@ -264,6 +264,13 @@ fn bits_for_a_guest() -> Checked<Pair> {
     s.ok(Call::Signal, &[NOTE, 2])?;
     s.ok(Call::Bind, &[NOTE, 540, Role::Run as u64])?;
     s.look(1)?;
+    s.ok(Call::Wait, &[NOTE, 0])?;
+    // Called off, wherever it is: in its guest, and beside it.
+    s.blocks(1, Call::VcpuRun, &[540])?;
+    control(&mut s, 500, Op::Cancel)?;
+    s.look(1)?;
+    control(&mut s, 500, Op::Cancel)?;
+    s.blocks(1, Call::VcpuRun, &[540])?;
     Ok(s.pair)
 }
 
