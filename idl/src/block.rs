@@ -7,6 +7,17 @@
 
 use crate::{Cap, cap, interface, message};
 
+/// How blocks that nobody wants any more are given up.
+#[message]
+#[derive(Copy)]
+pub struct Discard {
+    /// Bytes of the disk that one request gives up at most: whole blocks, one at least.
+    pub bytes: u32,
+    /// Bytes that the disk gives up together, whole blocks, at multiples of so many. What a request
+    /// covers only in part may stay as it was.
+    pub granularity: u32,
+}
+
 /// A disk's shape. It does not change while the driver runs.
 #[message]
 #[derive(Copy)]
@@ -24,6 +35,8 @@ pub struct Geometry {
     pub write_cache: bool,
     /// Queues that the device has and the driver uses.
     pub queues: u16,
+    /// Blocks can be given up; none of a disk that is read-only.
+    pub discard: Option<Discard>,
 }
 
 /// What attaching leads to.

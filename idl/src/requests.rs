@@ -7,12 +7,15 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::block::Geometry;
+use crate::block::{Discard, Geometry};
 
 /// Requests in the ring at most, those that were not collected yet included.
 pub const SLOTS: u32 = 64;
 /// Bytes of the page; data begins after it.
 pub const PAGE_BYTES: u32 = 4096;
+/// Bytes that one discard gives up at most, whatever the device could do: so that none keeps a device
+/// from other requests for long.
+pub const DISCARD_MOST: u32 = 1 << 30;
 const MASK: u32 = SLOTS - 1;
 
 /// The shared page. Counters run freely. All zeros is empty.
@@ -42,6 +45,16 @@ pub enum Operation {
     Write = 2,
     /// Everything answered before is to survive a loss of power. Carries no data.
     Flush = 3,
+    /// Nobody wants these blocks any more: what they read as afterwards is what was there, or zeros, and
+    /// never what was elsewhere. Carries no data; its length is what it gives up of the disk.
+    Discard = 4,
+}
+
+impl Operation {
+    /// Data goes between disk and shared memory.
+    pub const fn carries_data(self) -> bool {
+        matches!(self, Operation::Read | Operation::Write)
+    }
 }
 
 /// A request as it travels: what the client wrote, believed in nothing but its width.
@@ -55,7 +68,7 @@ pub struct Request {
     pub block: u64,
     /// Where in the shared memory the data is: bytes from its start.
     pub offset: u32,
-    /// Bytes of data.
+    /// Bytes of data; of a discard, of the disk.
     pub bytes: u32,
 }
 
@@ -65,7 +78,7 @@ pub struct Request {
 pub enum Status {
     /// Done.
     Done = 0,
-    /// There is no such operation.
+    /// There is no such operation, or the disk does not have it.
     Operation = 1,
     /// Blocks beyond the end of the disk.
     Range = 2,
@@ -130,9 +143,9 @@ pub struct Checked {
     pub operation: Operation,
     /// First block.
     pub block: u64,
-    /// Where the data is in the shared memory.
+    /// Where the data is in the shared memory; 0 if there is none.
     pub offset: u32,
-    /// Bytes of data; 0 for a flush.
+    /// Bytes of data; of a discard, of the disk; 0 for a flush.
     pub bytes: u32,
 }
 
@@ -143,6 +156,7 @@ impl Request {
             1 => Operation::Read,
             2 => Operation::Write,
             3 => Operation::Flush,
+            4 => Operation::Discard,
             _ => return Err(Status::Operation),
         };
         let mut checked = Checked {
@@ -156,19 +170,31 @@ impl Request {
             (checked.block, checked.offset, checked.bytes) = (0, 0, 0);
             return Ok(checked);
         }
-        if operation == Operation::Write && disk.read_only {
+        if operation != Operation::Read && disk.read_only {
             return Err(Status::ReadOnly);
         }
         let unit = disk.block_bytes.max(1);
-        if self.bytes == 0 || !self.bytes.is_multiple_of(unit) || !self.offset.is_multiple_of(unit)
+        let most = match (operation, disk.discard) {
+            (Operation::Discard, None) => return Err(Status::Operation),
+            (Operation::Discard, Some(Discard { bytes, .. })) => {
+                checked.offset = 0;
+                bytes
+            }
+            _ => disk.request_bytes,
+        };
+        if self.bytes == 0
+            || !self.bytes.is_multiple_of(unit)
+            || !checked.offset.is_multiple_of(unit)
         {
             return Err(Status::Alignment);
         }
-        if self.bytes > disk.request_bytes {
+        if self.bytes > most {
             return Err(Status::Length);
         }
         let inside = self.offset.checked_add(self.bytes);
-        if self.offset < PAGE_BYTES || inside.is_none_or(|end| end > shared_bytes) {
+        if operation.carries_data()
+            && (self.offset < PAGE_BYTES || inside.is_none_or(|end| end > shared_bytes))
+        {
             return Err(Status::Place);
         }
         let end = self.block.checked_add(u64::from(self.bytes / unit));
@@ -401,6 +427,10 @@ mod tests {
         read_only: false,
         write_cache: true,
         queues: 1,
+        discard: Some(Discard {
+            bytes: 40 * 512,
+            granularity: 4096,
+        }),
     };
     const SHARED: u32 = 1 << 20;
 
@@ -499,12 +529,45 @@ mod tests {
         assert_eq!(write.check(&read_only, SHARED), Err(Status::ReadOnly));
     }
 
+    #[test]
+    fn a_discard_has_no_data_and_ends_where_the_disk_ends() {
+        let with = |block: u64, bytes: u32, disk: &Geometry| {
+            let discard = Request {
+                id: 1,
+                operation: Operation::Discard as u32,
+                block,
+                offset: u32::MAX,
+                bytes,
+            };
+            let checked = discard.check(disk, PAGE_BYTES)?;
+            assert_eq!((checked.offset, checked.bytes), (0, bytes));
+            Ok(())
+        };
+        assert_eq!(with(60, 40 * 512, &DISK), Ok(()));
+        assert_eq!(with(99, 512, &DISK), Ok(()));
+        assert_eq!(with(0, 41 * 512, &DISK), Err(Status::Length));
+        assert_eq!(with(61, 40 * 512, &DISK), Err(Status::Range));
+        assert_eq!(with(u64::MAX, 512, &DISK), Err(Status::Range));
+        assert_eq!(with(0, 0, &DISK), Err(Status::Alignment));
+        assert_eq!(with(0, 513, &DISK), Err(Status::Alignment));
+        let without = Geometry {
+            discard: None,
+            ..DISK
+        };
+        assert_eq!(with(0, 512, &without), Err(Status::Operation));
+        let read_only = Geometry {
+            read_only: true,
+            ..DISK
+        };
+        assert_eq!(with(0, 512, &read_only), Err(Status::ReadOnly));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
         #[test]
         fn what_passes_lies_inside_disk_and_memory(
-            operation in 0u32..5, block in prop_oneof![0u64..200, any::<u64>()],
+            operation in 0u32..6, block in prop_oneof![0u64..200, any::<u64>()],
             offset in prop_oneof![(0u32..3000).prop_map(|n| n * 512), any::<u32>()],
             bytes in prop_oneof![(0u32..200).prop_map(|n| n * 512), any::<u32>()],
         ) {
@@ -514,6 +577,11 @@ mod tests {
             {
                 prop_assert!(checked.bytes > 0 && checked.bytes <= DISK.request_bytes);
                 prop_assert!(checked.block + u64::from(checked.bytes / 512) <= DISK.blocks);
+                prop_assert!(operation < 5);
+                if !checked.operation.carries_data() {
+                    prop_assert!(checked.bytes <= 40 * 512);
+                    return Ok(());
+                }
                 prop_assert!(checked.offset >= PAGE_BYTES);
                 prop_assert!(u64::from(checked.offset) + u64::from(checked.bytes) <= u64::from(SHARED));
             }

@@ -2,7 +2,7 @@
 use super::*;
 use crate::admin::{Admin, AdminClient, AdminError, AdminServer, Inventory};
 use crate::bench::{Bench, BenchClient, BenchServer};
-use crate::block::{Attached, Block, BlockError, BlockServer, Geometry};
+use crate::block::{Attached, Block, BlockError, BlockServer, Discard, Geometry};
 use crate::builder::{BuildError, Builder, BuilderClient, BuilderServer, Built, Compression};
 use crate::console::{ClientKind, Console, ConsoleClient, ConsoleError, ConsoleServer};
 use crate::hardware::{Assignment, Facts, Hardware, HardwareError, HardwareServer, Iommu, Lines};
@@ -58,6 +58,10 @@ impl BlockServer for Everything {
             read_only: false,
             write_cache: true,
             queues: 4,
+            discard: Some(Discard {
+                bytes: 1 << 20,
+                granularity: 4096,
+            }),
         };
         let shared_bytes = 2 << 20;
         Ok((

@@ -241,7 +241,8 @@ impl Disk {
         offset.is_multiple_of(8)
     }
 
-    /// Submits a request; its identity. Nothing is believed of it here: the driver checks.
+    /// Submits a request; its identity. Nothing is believed of it here: the driver checks. A discard's
+    /// `bytes` are of the disk, and its `offset` means nothing.
     pub fn submit(
         &mut self,
         operation: Operation,

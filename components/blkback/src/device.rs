@@ -3,29 +3,36 @@
 //! cannot go on, for want of room for data or of mappings, is gone on with when the caller says that
 //! something was released.
 
+mod checks;
+
 use alloc::collections::VecDeque;
-use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 
-use idl::requests::Operation;
+use idl::requests::{Operation, Status as Ended};
 use sdk::sync::Mutex;
 use volume::{SECTOR, Volume};
 
-use crate::grants::{Cache, Denied, Gone, Guest};
-use crate::job::{Flush, Job, Part};
-use crate::proto::{Kind, Outcome, PAGE, Request, SEGMENT_BYTES, Segment, Segments, Wanted};
+use crate::grants::{Cache, Gone, Guest};
+use crate::job::{Flush, Job};
+use crate::proto::{Kind, Outcome, Request, Wanted};
 use crate::ring::{Broken, Granted, Journal, Response, Ring};
+use checks::Refusal;
 
 /// How often the rings are gone through before others have their turn.
 const ROUNDS: usize = 16;
 /// Requests of one disk that are under way at most.
 const JOBS_MAX: usize = 128;
+/// Discards of one disk that are with the driver at most: they need no room for data, which bounds the rest.
+const DISCARDS_MAX: u32 = 4;
 
 /// The disk that volumes are on, and room for data between it and guests.
 pub trait Blocks {
     /// Bytes that one request carries at most.
     fn most(&self) -> u32;
+    /// Bytes of the disk that one request gives up at most; 0 if the disk gives up nothing.
+    fn most_discarded(&self) -> u32;
     /// Room for so many bytes.
     fn reserve(&mut self, bytes: u32) -> Option<u32>;
     /// It is of no use any more.
@@ -47,8 +54,18 @@ pub struct Submission {
     pub sector: u64,
     /// Where the data is.
     pub place: u32,
-    /// How much.
+    /// How much; of a discard, of the disk.
     pub bytes: u32,
+}
+
+impl Submission {
+    /// Bytes of the room for its data, to be released when it has ended.
+    pub fn room(&self) -> u32 {
+        match self.operation.carries_data() {
+            true => self.bytes,
+            false => 0,
+        }
+    }
 }
 
 /// Which part of which request of which disk.
@@ -112,6 +129,8 @@ pub struct Device<P, C> {
     number: u32,
     volume: Arc<Mutex<Volume>>,
     read_only: bool,
+    /// Discards were offered.
+    discard: bool,
     queues: Vec<Queue<P, C>>,
     cache: Cache<P>,
     jobs: Vec<Option<Job<P>>>,
@@ -121,30 +140,43 @@ pub struct Device<P, C> {
     waiting: Option<Waiting>,
     /// Requests with the disk.
     in_flight: u32,
+    /// Of these, discards.
+    discards: u32,
     /// Its rings are not looked at any more.
     closed: bool,
 }
 
 impl<P: Granted, C: Copy> Device<P, C> {
-    /// A disk with this number. `kept` pages stay mapped, if the guest's grants persist.
+    /// A disk with this number. `discard`: the guest was told that it may, if the volume can. `kept` pages stay
+    /// mapped, if the guest's grants persist.
     pub fn new(
         number: u32,
         volume: Arc<Mutex<Volume>>,
         read_only: bool,
+        discard: bool,
         queues: Vec<Queue<P, C>>,
         kept: usize,
     ) -> Device<P, C> {
-        let read_only = read_only || volume.lock().read_only;
+        let (read_only, discard) = {
+            let volume = volume.lock();
+            let read_only = read_only || volume.read_only;
+            (
+                read_only,
+                discard && !read_only && volume.discard().is_some(),
+            )
+        };
         Device {
             number,
             volume,
             read_only,
+            discard,
             queues,
             cache: Cache::new(kept),
             jobs: Vec::new(),
             stuck: VecDeque::new(),
             waiting: None,
             in_flight: 0,
+            discards: 0,
             closed: false,
         }
     }
@@ -253,23 +285,51 @@ impl<P: Granted, C: Copy> Device<P, C> {
             number,
             request,
         } = &waiting;
-        let (queue, number) = (*queue, *number);
-        let answer = |outcome| Response {
+        let mut job = Job {
+            queue: *queue,
+            number: *number,
             id: request.id,
             operation: request.operation,
-            outcome,
+            read: false,
+            flush: Flush::Done,
+            sector: 0,
+            parts: Vec::new(),
+            bytes: 0,
+            next: 0,
+            discard: 0..0,
+            in_flight: 0,
+            failed: None,
         };
-        let outcome = match &request.wanted {
-            // Nothing of a volume is given back: it keeps what was there, which the protocol allows.
-            Wanted::Unknown | Wanted::Discard { .. } => Err(Outcome::NotSupported),
-            Wanted::Malformed => Err(Outcome::Error),
+        let refused = match &request.wanted {
+            Wanted::Unknown => Some(Outcome::NotSupported),
+            Wanted::Malformed => Some(Outcome::Error),
+            Wanted::Discard {
+                sector,
+                sectors,
+                secure,
+            } => match self.given_up(*sector, *sectors, *secure) {
+                Ok(range) => {
+                    job.discard = range;
+                    None
+                }
+                Err(outcome) => Some(outcome),
+            },
             Wanted::Transfer {
                 kind,
                 sector,
                 segments,
             } => match self.pages(guest, *kind, *sector, segments) {
-                Ok(parts) => Ok((*kind, *sector, parts)),
-                Err(Refusal::Outcome(outcome)) => Err(outcome),
+                Ok(parts) => {
+                    job.read = *kind == Kind::Read;
+                    if *kind == Kind::Flush {
+                        job.flush = Flush::Needed;
+                    }
+                    job.sector = *sector;
+                    job.bytes = parts.iter().map(|part| part.bytes).sum();
+                    job.parts = parts;
+                    None
+                }
+                Err(Refusal::Outcome(outcome)) => Some(outcome),
                 Err(Refusal::Gone) => return Err(Fault::Gone),
                 Err(Refusal::Room) => {
                     self.waiting = Some(waiting);
@@ -277,120 +337,26 @@ impl<P: Granted, C: Copy> Device<P, C> {
                 }
             },
         };
-        match outcome {
-            Err(outcome) => self.answer(queue, number, answer(outcome)),
-            Ok((kind, sector, parts)) => {
-                let job = Job {
-                    queue,
-                    number,
-                    id: request.id,
-                    operation: request.operation,
-                    read: kind == Kind::Read,
-                    flush: match kind {
-                        Kind::Flush => Flush::Needed,
-                        _ => Flush::Done,
-                    },
-                    sector,
-                    bytes: parts.iter().map(|part| part.bytes).sum(),
-                    parts,
-                    next: 0,
-                    in_flight: 0,
-                    failed: false,
-                };
-                let place = match self.jobs.iter().position(Option::is_none) {
-                    Some(place) => place,
-                    None => {
-                        self.jobs.push(None);
-                        self.jobs.len() - 1
-                    }
-                };
-                if let Some(slot) = self.jobs.get_mut(place) {
-                    *slot = Some(job);
-                }
-                self.advance(place, guest, blocks)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A request's segments, checked, and their pages.
-    fn pages<G: Guest<Page = P>>(
-        &mut self,
-        guest: &mut G,
-        kind: Kind,
-        sector: u64,
-        segments: &Segments,
-    ) -> Result<Vec<Part<P>>, Refusal> {
-        let error = Refusal::Outcome(Outcome::Error);
-        if kind != Kind::Read && self.read_only {
-            return Err(error);
-        }
-        let listed;
-        let segments = match segments {
-            Segments::Here(segments) => segments,
-            Segments::Pages(count, grants) => {
-                listed = self.listed(guest, *count, grants)?;
-                &listed
-            }
-        };
-        let mut sectors = 0;
-        for segment in segments {
-            sectors += segment.sectors().ok_or(error)?;
-        }
-        {
-            let volume = self.volume.lock();
-            let unit = u64::from(volume.block_bytes) / SECTOR;
-            if !volume.holds(sector, sectors)
-                || !sector.is_multiple_of(unit)
-                || !sectors.is_multiple_of(unit)
-            {
-                // A flush without data says nothing about where.
-                if !(kind == Kind::Flush && sectors == 0) {
-                    return Err(error);
-                }
-            }
-        }
-        let write = kind == Kind::Read;
-        let grants: Vec<(u32, bool)> = segments
-            .iter()
-            .map(|segment| (segment.reference, write))
-            .collect();
-        let pages = self.cache.take(guest, &grants)?;
-        let mut start = 0;
-        let part = |(page, segment): (Rc<P>, &Segment)| {
-            let bytes = segment.sectors().unwrap_or(0) as u32 * SECTOR as u32;
-            let part = Part {
-                page,
-                offset: usize::from(segment.first) * SECTOR as usize,
-                start,
-                bytes,
+        if let Some(outcome) = refused {
+            let response = Response {
+                id: job.id,
+                operation: job.operation,
+                outcome,
             };
-            start += bytes;
-            part
-        };
-        Ok(pages.into_iter().zip(segments).map(part).collect())
-    }
-
-    /// The segments that an indirect request lists in pages: copied out, then looked at.
-    fn listed<G: Guest<Page = P>>(
-        &mut self,
-        guest: &mut G,
-        count: usize,
-        grants: &[u32],
-    ) -> Result<Vec<Segment>, Refusal> {
-        let grants: Vec<(u32, bool)> = grants.iter().map(|grant| (*grant, false)).collect();
-        let pages = self.cache.take(guest, &grants)?;
-        let mut segments = Vec::with_capacity(count);
-        for index in 0..count {
-            let per_page = PAGE / SEGMENT_BYTES;
-            let mut bytes = [0; SEGMENT_BYTES];
-            if let Some(page) = pages.get(index / per_page) {
-                page.read(index % per_page * SEGMENT_BYTES, &mut bytes);
-            }
-            segments.extend(Segment::parse(&bytes));
+            self.answer(job.queue, job.number, response);
+            return Ok(());
         }
-        self.cache.give_back(guest, pages)?;
-        Ok(segments)
+        let place = match self.jobs.iter().position(Option::is_none) {
+            Some(place) => place,
+            None => {
+                self.jobs.push(None);
+                self.jobs.len() - 1
+            }
+        };
+        if let Some(slot) = self.jobs.get_mut(place) {
+            *slot = Some(job);
+        }
+        self.advance(place, guest, blocks)
     }
 
     /// Gives the disk what can be given of a job, moves what is in memory, ends it if that was all.
@@ -431,16 +397,48 @@ impl<P: Granted, C: Copy> Device<P, C> {
             true => volume.reads_disk(),
             false => volume.writes_disk(),
         };
-        while job.flush == Flush::Done && job.next < job.bytes && !job.failed {
+        while !job.discard.is_empty() && job.failed.is_none() && !stuck {
+            let Range { start, end } = job.discard;
+            if !volume.writes_disk() {
+                volume.forget(start, end - start);
+                job.discard.start = end;
+                break;
+            }
+            let most = u64::from(blocks.most_discarded()) / SECTOR;
+            let count = volume.discarded_at_once(start, end - start, most);
+            let sector = volume.on_disk(start, count);
+            let Some(sector) = sector.filter(|_| (1..=most).contains(&count)) else {
+                // The driver is another one, and its disk does not do it.
+                job.failed = Some(Outcome::NotSupported);
+                break;
+            };
+            let submission = Submission {
+                operation: Operation::Discard,
+                sector,
+                place: 0,
+                bytes: (count * SECTOR) as u32,
+            };
+            if self.discards >= DISCARDS_MAX || !blocks.submit(token, submission) {
+                stuck = true;
+                break;
+            }
+            job.discard.start += count;
+            job.in_flight += 1;
+            self.discards += 1;
+            self.in_flight += 1;
+        }
+        while job.flush == Flush::Done && job.next < job.bytes && job.failed.is_none() {
             let offset = job.next;
             let sector = job.sector + u64::from(offset) / SECTOR;
             if !on_disk {
-                job.failed |= job.local(&mut volume).is_err();
+                if job.local(&mut volume).is_err() {
+                    job.failed = Some(Outcome::Error);
+                }
                 break;
             }
             let bytes = (job.bytes - offset).min(blocks.most());
             let Some(sector) = volume.on_disk(sector, u64::from(bytes) / SECTOR) else {
-                job.failed = true;
+                job.failed = Some(Outcome::Error);
                 break;
             };
             let Some(place) = blocks.reserve(bytes) else {
@@ -487,10 +485,7 @@ impl<P: Granted, C: Copy> Device<P, C> {
         let response = Response {
             id: job.id,
             operation: job.operation,
-            outcome: match job.failed {
-                true => Outcome::Error,
-                false => Outcome::Okay,
-            },
+            outcome: job.failed.unwrap_or(Outcome::Okay),
         };
         // Before the guest is told, its pages are its own again.
         let pages = job.parts.into_iter().map(|part| part.page).collect();
@@ -505,11 +500,14 @@ impl<P: Granted, C: Copy> Device<P, C> {
         &mut self,
         token: Token,
         request: Submission,
-        good: bool,
+        status: Ended,
         guest: &mut G,
         blocks: &mut impl Blocks,
     ) -> Result<(), Fault> {
         self.in_flight = self.in_flight.saturating_sub(1);
+        if request.operation == Operation::Discard {
+            self.discards = self.discards.saturating_sub(1);
+        }
         if self.closed {
             return Ok(());
         }
@@ -517,10 +515,15 @@ impl<P: Granted, C: Copy> Device<P, C> {
             return Ok(());
         };
         job.in_flight = job.in_flight.saturating_sub(1);
-        job.failed |= !good;
+        let failed = match (status, request.operation) {
+            (Ended::Done, _) => None,
+            (Ended::Operation, Operation::Discard) => Some(Outcome::NotSupported),
+            _ => Some(Outcome::Error),
+        };
+        job.failed = job.failed.or(failed);
         if job.flush == Flush::Sent {
             job.flush = Flush::Done;
-        } else if job.read && good {
+        } else if job.read && failed.is_none() {
             let volume = self.volume.lock();
             job.scatter(token.offset, request.bytes, |at, into| {
                 blocks.get(request.place + at, into);
@@ -557,34 +560,5 @@ impl<P: Granted, C: Copy> Device<P, C> {
             outcome = outcome.and(guest.unmap(queue.ring.into_pages()));
         }
         outcome.map(|()| channels)
-    }
-}
-
-enum Refusal {
-    Outcome(Outcome),
-    Room,
-    Gone,
-}
-
-impl Clone for Refusal {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl Copy for Refusal {}
-
-impl From<Denied> for Refusal {
-    fn from(denied: Denied) -> Refusal {
-        match denied {
-            Denied::Grant(_) => Refusal::Outcome(Outcome::Error),
-            Denied::Room => Refusal::Room,
-            Denied::Gone => Refusal::Gone,
-        }
-    }
-}
-
-impl From<Gone> for Refusal {
-    fn from(Gone: Gone) -> Refusal {
-        Refusal::Gone
     }
 }

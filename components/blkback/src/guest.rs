@@ -155,16 +155,16 @@ impl Served<'_> {
         for Done {
             token,
             request,
-            good,
+            status,
         } in done
         {
             if let Some(disk) = self.disks.get_mut(&token.device) {
-                match disk.complete(token, request, good, self.side.as_mut(), &mut way) {
+                match disk.complete(token, request, status, self.side.as_mut(), &mut way) {
                     Ok(()) | Err(Fault::Broken) => {}
                     Err(Fault::Gone) => gone = true,
                 }
             }
-            way.release(request.place, request.bytes);
+            way.release(request.place, request.room());
         }
         if gone {
             self.lost();

@@ -33,7 +33,7 @@ const REQUEST_MAX: u32 = 128 << 10;
 pub struct Done {
     pub token: Token,
     pub request: Submission,
-    pub good: bool,
+    pub status: Ended,
 }
 
 /// A thread that serves one guest.
@@ -71,6 +71,8 @@ pub struct Hub {
     pub data: Option<Data>,
     pub block_bytes: u32,
     pub request_bytes: u32,
+    /// Bytes that one discard gives up at most; 0 if the disk gives up nothing.
+    pub discard_bytes: u32,
     pub volumes: Vec<Served>,
     pub seats: Vec<Seat>,
     pub kept: Kept,
@@ -144,7 +146,7 @@ impl Hub {
                 place.done.lock().push(Done {
                     token,
                     request,
-                    good: answer.status == Ended::Done,
+                    status: answer.status,
                 });
                 wake |= 1 << seat;
             }
@@ -185,6 +187,10 @@ impl Blocks for Way<'_> {
     fn most(&self) -> u32 {
         let unit = self.hub.block_bytes.max(SECTOR as u32);
         self.hub.request_bytes.min(REQUEST_MAX).max(unit) & !(unit - 1)
+    }
+
+    fn most_discarded(&self) -> u32 {
+        self.hub.discard_bytes
     }
 
     fn reserve(&mut self, bytes: u32) -> Option<u32> {

@@ -2,10 +2,11 @@
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use volume::{SECTOR, Volume};
 
-use crate::proto::PAGE;
+use crate::proto::{Outcome, PAGE};
 use crate::ring::Granted;
 
 /// A part of a page that data is in.
@@ -26,7 +27,7 @@ pub(crate) enum Flush {
     Done,
 }
 
-/// A request that has its pages.
+/// A request that has its pages, or needs none.
 pub(crate) struct Job<P> {
     pub queue: usize,
     pub number: u32,
@@ -39,8 +40,11 @@ pub(crate) struct Job<P> {
     pub bytes: u32,
     /// Bytes that were given to the disk, or moved.
     pub next: u32,
+    /// Sectors of the volume that are to be given up and were not yet; of a discard only.
+    pub discard: Range<u64>,
     pub in_flight: u32,
-    pub failed: bool,
+    /// What is wrong, once something is.
+    pub failed: Option<Outcome>,
 }
 
 impl<P: Granted> Job<P> {

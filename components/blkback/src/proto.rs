@@ -13,6 +13,8 @@ pub mod op {
     pub const FLUSH_DISKCACHE: u8 = 3;
     /// Sectors hold nothing that anybody wants any more.
     pub const DISCARD: u8 = 5;
+    /// With that: no copy of what they held may be left (`BLKIF_DISCARD_SECURE`).
+    pub const SECURE: u8 = 1;
     /// A read or write whose segments are listed in pages.
     pub const INDIRECT: u8 = 6;
 }
@@ -170,6 +172,8 @@ pub enum Wanted {
         sector: u64,
         /// How many.
         sectors: u64,
+        /// And no copy of what was in them is to be left.
+        secure: bool,
     },
     /// Something that this protocol does not have, or that was not offered.
     Unknown,
@@ -214,6 +218,7 @@ pub fn parse(abi: Abi, bytes: &[u8; REQUEST_BYTES]) -> Request {
         op::DISCARD => Wanted::Discard {
             sector,
             sectors: u64::from_le_bytes(word(bytes, after)),
+            secure: second & op::SECURE != 0,
         },
         op::INDIRECT => {
             let count = usize::from(u16::from_le_bytes(word(bytes, 2)));

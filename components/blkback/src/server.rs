@@ -92,6 +92,9 @@ fn prepare(env: &Env) -> Result<Hub, String> {
         data: disk.as_ref().map(Disk::data),
         block_bytes: geometry.map_or(SECTOR as u32, |shape| shape.block_bytes),
         request_bytes: geometry.map_or(SECTOR as u32, |shape| shape.request_bytes),
+        discard_bytes: geometry
+            .and_then(|shape| shape.discard)
+            .map_or(0, |discard| discard.bytes),
         line: disk.map(|disk| Mutex::new(Line::new(disk, seats.len()))),
         volumes,
         seats,
@@ -237,7 +240,10 @@ fn volumes(env: &Env, mut disk: Option<&mut Disk>) -> Vec<Served> {
                 && described.overlay_bytes == 0
                 && disk.as_ref().is_some_and(|disk| disk.geometry().read_only));
         let opened = base.map(|(base, block_bytes)| {
-            let volume = Volume::new(base, block_bytes, read_only, described.overlay_bytes);
+            let shape = disk.as_ref().map(|disk| disk.geometry());
+            let discard = shape.and_then(|shape| shape.discard);
+            let volume = Volume::new(base, block_bytes, read_only, described.overlay_bytes)
+                .on_discarding_disk(discard.map_or(0, |discard| discard.granularity));
             log::info!(
                 "volume {}: {} MiB{}",
                 described.name,

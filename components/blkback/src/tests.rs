@@ -1,5 +1,7 @@
 //! Front ends, honest and hostile, against the back end's logic.
 
+mod discard;
+mod disk;
 mod front;
 mod hostile;
 mod restart;
@@ -133,7 +135,6 @@ fn requests_that_cannot_be_carried_out_are_refused_alone() {
         ("write from it", op::WRITE, 0, segments(&[(20, 0, 7)]), 0),
         ("barrier", 2, 0, page.clone(), -2),
         ("no such operation", 77, 0, page.clone(), -2),
-        ("discard", op::DISCARD, 0, vec![], -2),
         ("the last sectors", op::READ, sectors - 8, page.clone(), 0),
     ] {
         let id = bench.transfer(kind, sector, &list);

@@ -11,10 +11,12 @@ use blkback::journal::{Key, Note};
 use blkback::proto::{Abi, INDIRECT_MAX};
 use blkback::ring::{RING_ORDER_MAX, Ring};
 use blkback::xenbus::{State, Step, step};
+use idl::requests::Status as Ended;
 use sdk::keep::Kept;
 use sdk::peer::{Channel, Error, Page};
 use sdk::store;
-use volume::SECTOR;
+use sdk::sync::Mutex;
+use volume::{SECTOR, Volume};
 
 use crate::guest::{Side, tell};
 use crate::hub::{Hub, Way};
@@ -138,7 +140,7 @@ impl Vbd {
             (Step::Offer, _) => {
                 self.failed = false;
                 let offered = match hub.volume(&self.volume(hub)) {
-                    Ok(_) => self.offer(hub),
+                    Ok(volume) => self.offer(hub, volume),
                     Err(why) => {
                         self.fail(hub, None, &why);
                         return Ok(());
@@ -180,7 +182,25 @@ impl Vbd {
         String::from_utf8_lossy(&name).into_owned()
     }
 
-    fn offer(&self, hub: &Hub) -> Result<(), store::Error> {
+    /// The guest may not write.
+    fn read_only(&self, hub: &Hub) -> Result<bool, store::Error> {
+        let mode = node(hub, &format!("{}/mode", self.back))?;
+        Ok(mode.as_deref() != Some(b"w"))
+    }
+
+    /// How the guest may give up sectors, if volume and toolstack let it.
+    fn discard(
+        &self,
+        hub: &Hub,
+        volume: &Mutex<Volume>,
+    ) -> Result<Option<volume::Discard>, store::Error> {
+        // Without the node it is the volume that says.
+        let enable = node(hub, &format!("{}/discard-enable", self.back))?;
+        let refused = enable.as_deref() == Some(b"0") || self.read_only(hub)?;
+        Ok(volume.lock().discard().filter(|_| !refused))
+    }
+
+    fn offer(&self, hub: &Hub, volume: &Mutex<Volume>) -> Result<(), store::Error> {
         self.write(hub, "max-ring-page-order", &format!("{RING_ORDER_MAX}"))?;
         self.write(hub, "multi-queue-max-queues", &format!("{QUEUES_MAX}"))?;
         self.write(
@@ -191,7 +211,19 @@ impl Vbd {
         self.write(hub, "feature-persistent", "1")?;
         self.write(hub, "feature-flush-cache", "1")?;
         self.write(hub, "feature-barrier", "0")?;
-        self.write(hub, "feature-discard", "0")?;
+        match self.discard(hub, volume)? {
+            Some(discard) => {
+                for (name, number) in [
+                    ("discard-granularity", discard.granularity),
+                    ("discard-alignment", discard.alignment),
+                    ("discard-secure", 0),
+                    ("feature-discard", 1),
+                ] {
+                    self.write(hub, name, &format!("{number}"))?;
+                }
+            }
+            None => self.write(hub, "feature-discard", "0")?,
+        }
         self.write(hub, "state", State::InitWait.node())
     }
 
@@ -226,8 +258,8 @@ impl Vbd {
         let single = node(hub, &format!("{}/multi-queue-num-queues", self.front))?.is_none();
         let persistent = self.number(hub, "feature-persistent", Some(0))? != 0;
         let ordered = node(hub, &format!("{}/ring-page-order", self.front))?.is_some();
-        let mode = node(hub, &format!("{}/mode", self.back))?;
-        let read_only = mode.as_deref() != Some(b"w");
+        let read_only = self.read_only(hub)?;
+        let discard = self.discard(hub, volume)?.is_some();
         let mut queues: Vec<Queue<Page, Channel>> = Vec::new();
         let mut outcome = Ok(());
         for index in 0..count {
@@ -252,6 +284,7 @@ impl Vbd {
             self.number,
             alloc::sync::Arc::clone(volume),
             read_only,
+            discard,
             queues,
             kept,
         );
@@ -278,7 +311,7 @@ impl Vbd {
         let channels: Vec<Channel> = device.channels().collect();
         self.device = Some(device);
         log::info!(
-            "domain {}: disk {} {}: {unanswered} requests open, {} MiB, rings {count} of {} pages{}{}",
+            "domain {}: disk {} {}: {unanswered} requests open, {} MiB, rings {count} of {} pages{}{}{}",
             self.domain,
             self.number,
             if taken_over {
@@ -290,6 +323,7 @@ impl Vbd {
             1 << order,
             if persistent { ", grants persist" } else { "" },
             if info == READ_ONLY { ", read-only" } else { "" },
+            if discard { ", discards" } else { "" },
         );
         // An earlier instance may have died between an answer and its event.
         tell(side, &channels);
@@ -441,12 +475,12 @@ impl Vbd {
         &mut self,
         token: Token,
         request: Submission,
-        good: bool,
+        status: Ended,
         side: Option<&mut Side>,
         way: &mut Way<'_>,
     ) -> Result<(), Fault> {
         match (&mut self.device, side) {
-            (Some(device), Some(side)) => device.complete(token, request, good, side, way),
+            (Some(device), Some(side)) => device.complete(token, request, status, side, way),
             // Only counted: it is closed.
             (Some(device), None) => {
                 device.drained();

@@ -79,6 +79,7 @@ fn engine(clients: usize) -> (Engine<Fake>, Vec<ClientRing<'static>>) {
             read_only: false,
             write_cache: true,
             queues: 2,
+            discard: None,
         },
         with: vec![Vec::new(), Vec::new()],
         room: 8,

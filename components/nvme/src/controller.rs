@@ -12,10 +12,10 @@ use idl::block::Geometry;
 use idl::requests::{Checked, Operation, Status as Ended};
 
 use crate::layout::{
-    self, Capabilities, ControllerSaid, IDENTIFY, NamespaceSaid, PAGE, QUEUES_MOST, Unusable,
-    admin, configuration, nvm, register, status,
+    self, Capabilities, ControllerSaid, IDENTIFY, NamespaceSaid, PAGE, QUEUES_MOST, RangeMost,
+    Unusable, admin, configuration, nvm, register, status,
 };
-use crate::pair::{self, Command, Outcome, Pair};
+use crate::pair::{self, Command, Data, Outcome, Pair};
 use crate::prp::{Pages, Rest};
 
 /// The controller's registers, and a clock.
@@ -138,6 +138,7 @@ impl<R: Machine, M: Memory> Controller<R, M> {
                 read_only: true,
                 write_cache: false,
                 queues: 0,
+                discard: None,
             },
             lines: Vec::new(),
             refused: 0,
@@ -204,11 +205,15 @@ impl<R: Machine, M: Memory> Controller<R, M> {
             self.namespace,
         )?;
         let namespace = NamespaceSaid::parse(&answer)?;
+        let most = match said.hints {
+            true => self.range_most()?,
+            false => RangeMost::UNSAID,
+        };
         let count = self.count_queues()?;
         for number in 1..=count {
             self.add_line(number)?;
         }
-        self.geometry = layout::geometry(&said, &namespace, count);
+        self.geometry = layout::geometry(&said, &namespace, most, count);
         Ok(said)
     }
 
@@ -268,6 +273,16 @@ impl<R: Machine, M: Memory> Controller<R, M> {
         }
     }
 
+    /// How many blocks can be given up at once.
+    fn range_most(&mut self) -> Result<RangeMost, Failure> {
+        match self.identify("tell its limits", admin::OF_LIMITS, 0) {
+            Ok(answer) => Ok(RangeMost::parse(&answer)),
+            // It is of before they could be asked for.
+            Err(Failure::Refused(..)) => Ok(RangeMost::UNSAID),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// How many I/O queues there will be.
     fn count_queues(&mut self) -> Result<u16, Failure> {
         let reached = |count: &u16| self.capabilities.bytes(*count) <= self.machine.bytes();
@@ -276,7 +291,7 @@ impl<R: Machine, M: Memory> Controller<R, M> {
         let command = Command {
             opcode: admin::SET_FEATURES,
             namespace: 0,
-            data: None,
+            data: Data::None,
             words: [admin::NUMBER_OF_QUEUES, most | most << 16, 0],
         };
         let given = self.command("give queues", &command)?;
@@ -317,8 +332,8 @@ pub fn message(queue: u16, messages: u16) -> Option<u16> {
     Some(queue.min(messages.checked_sub(1)?))
 }
 
-fn whole_page(bus: u64) -> Option<Pages> {
-    Some(Pages {
+fn whole_page(bus: u64) -> Data {
+    Data::Pages(Pages {
         first: bus,
         rest: Rest::Nothing,
     })
@@ -328,6 +343,8 @@ fn whole_page(bus: u64) -> Option<Pages> {
 fn ended(outcome: Outcome) -> Ended {
     match outcome.0 {
         0 => Ended::Done,
+        // Invalid command opcode.
+        0x001 => Ended::Operation,
         0x080 => Ended::Range,
         // Namespace is write protected; attempted write to read only range.
         0x020 | 0x182 => Ended::ReadOnly,
@@ -351,24 +368,34 @@ impl<R: Machine, M: Memory> Device for Controller<R, M> {
 
     fn submit(&mut self, queue: usize, request: &Checked, bus: u64, tag: Tag) -> Result<(), Full> {
         let line = self.lines.get_mut(queue).ok_or(Full)?;
-        let opcode = match request.operation {
-            Operation::Read => nvm::READ,
-            Operation::Write => nvm::WRITE,
-            Operation::Flush => nvm::FLUSH,
+        let (block, blocks) = (
+            request.block,
+            request.bytes / self.geometry.block_bytes.max(1),
+        );
+        let moved = || -> Result<(Data, [u32; 3]), Full> {
+            let pages = Pages::of(bus, request.bytes).ok_or(Full)?;
+            // The number of blocks is counted from 0.
+            let last = blocks.checked_sub(1).ok_or(Full)?;
+            let words = [block as u32, (block >> 32) as u32, last];
+            Ok((Data::Pages(pages), words))
         };
-        let mut command = Command {
+        let (opcode, (data, words)) = match request.operation {
+            Operation::Read => (nvm::READ, moved()?),
+            Operation::Write => (nvm::WRITE, moved()?),
+            Operation::Flush => (nvm::FLUSH, (Data::None, [0; 3])),
+            // One range, and the number of ranges is counted from 0, too.
+            Operation::Discard => {
+                let range = Data::Range { block, blocks };
+                let words = [0, nvm::DEALLOCATE, 0];
+                (nvm::DATASET_MANAGEMENT, (range, words))
+            }
+        };
+        let command = Command {
             opcode,
             namespace: self.namespace,
-            data: None,
-            words: [0; 3],
+            data,
+            words,
         };
-        if request.operation != Operation::Flush {
-            command.data = Some(Pages::of(bus, request.bytes).ok_or(Full)?);
-            // The number of blocks is counted from 0.
-            let blocks = request.bytes / self.geometry.block_bytes.max(1);
-            let last = blocks.checked_sub(1).ok_or(Full)?;
-            command.words = [request.block as u32, (request.block >> 32) as u32, last];
-        }
         line.pair.submit(&command, tag)
     }
 

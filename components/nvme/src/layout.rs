@@ -6,7 +6,8 @@ use alloc::string::String;
 use core::fmt;
 
 use block_driver::memory::Memory;
-use idl::block::Geometry;
+use idl::block::{Discard, Geometry};
+use idl::requests::DISCARD_MOST;
 
 /// Offsets of the registers (3.1.3).
 pub mod register {
@@ -166,6 +167,8 @@ pub mod admin {
     pub const OF_CONTROLLER: u32 = 1;
     /// Active namespaces.
     pub const OF_ACTIVE: u32 = 2;
+    /// What the NVM command set has of limits (4.1.5.2 of it; controllers before 2.0 may refuse).
+    pub const OF_LIMITS: u32 = 6;
     /// The feature that says how many queues there may be (5.27.1.5).
     pub const NUMBER_OF_QUEUES: u32 = 7;
 }
@@ -178,6 +181,12 @@ pub mod nvm {
     pub const WRITE: u8 = 0x01;
     /// From the disk.
     pub const READ: u8 = 0x02;
+    /// Says what is of no use any more (3.2.3).
+    pub const DATASET_MANAGEMENT: u8 = 0x09;
+    /// For that: it is to be given up (AD, dword 11).
+    pub const DEALLOCATE: u32 = 1 << 2;
+    /// Bytes of one of its ranges: attributes, blocks, first block.
+    pub const RANGE_BYTES: u64 = 16;
 }
 
 /// What a controller says of itself.
@@ -191,6 +200,8 @@ pub struct ControllerSaid {
     pub transfer: u32,
     /// It has a volatile write cache.
     pub write_cache: bool,
+    /// It takes hints of what is of no use any more (ONCS, bit 2).
+    pub hints: bool,
 }
 
 /// A text of printable ASCII, padded with spaces.
@@ -226,6 +237,7 @@ impl ControllerSaid {
             serial: text(memory, 4, 20),
             transfer,
             write_cache: memory.read8(525) & 1 != 0,
+            hints: memory.read8(520) >> 2 & 1 != 0,
         })
     }
 }
@@ -239,6 +251,26 @@ pub struct NamespaceSaid {
     pub block_bytes: u32,
     /// Writes fail.
     pub read_only: bool,
+    /// Blocks that are given up together, at multiples of so many.
+    pub granularity: u32,
+}
+
+/// Most blocks in a range of blocks that are given up, as the controller says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeMost(pub u64);
+
+impl RangeMost {
+    /// What a controller says that tells of no limits: as many as the field of a range has place for.
+    pub const UNSAID: RangeMost = RangeMost(u32::MAX as u64);
+
+    /// From the answer to Identify (NVM command set 1.0, 4.1.5.2): DMRSL for one range, DMSL for all of a
+    /// command's; 0 for no limit.
+    pub fn parse(memory: &impl Memory) -> RangeMost {
+        let one = u64::from(memory.read32(4));
+        let all = u64::from(memory.read32(8)) | u64::from(memory.read32(12)) << 32;
+        let said = [one, all].into_iter().filter(|most| *most > 0);
+        RangeMost(said.fold(Self::UNSAID.0, u64::min))
+    }
 }
 
 impl NamespaceSaid {
@@ -259,25 +291,44 @@ impl NamespaceSaid {
             power @ 9..=12 => 1 << power,
             _ => return Err(Unusable::BlockSize),
         };
+        // NPDG counts from 0, where NSFEAT says that it is there (OPTPERF).
+        let granularity = match memory.read8(24) >> 4 & 1 {
+            0 => 1,
+            _ => (memory.read32(68) & 0xffff) + 1,
+        };
         Ok(NamespaceSaid {
             blocks,
             block_bytes,
             read_only: memory.read8(99) & 1 != 0,
+            granularity,
         })
     }
 }
 
-/// The disk's shape.
-pub fn geometry(controller: &ControllerSaid, namespace: &NamespaceSaid, queues: u16) -> Geometry {
-    let most = controller.transfer.min(REQUEST_MOST);
+/// The disk's shape; `most` counts if the controller takes hints.
+pub fn geometry(
+    controller: &ControllerSaid,
+    namespace: &NamespaceSaid,
+    most: RangeMost,
+    queues: u16,
+) -> Geometry {
+    let block_bytes = namespace.block_bytes;
+    let transfer = controller.transfer.min(REQUEST_MOST);
     // A page at least, so a block at least.
-    let most = most.max(PAGE as u32);
+    let transfer = transfer.max(PAGE as u32);
+    // A block at least, as no limit is 0.
+    let range = most.0.min(u64::from(DISCARD_MOST / block_bytes)) as u32;
+    let discard = (controller.hints && !namespace.read_only).then(|| Discard {
+        bytes: range * block_bytes,
+        granularity: namespace.granularity.saturating_mul(block_bytes),
+    });
     Geometry {
-        block_bytes: namespace.block_bytes,
+        block_bytes,
         blocks: namespace.blocks,
-        request_bytes: most / namespace.block_bytes * namespace.block_bytes,
+        request_bytes: transfer / block_bytes * block_bytes,
         read_only: namespace.read_only,
         write_cache: controller.write_cache,
         queues,
+        discard,
     }
 }

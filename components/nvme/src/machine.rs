@@ -98,13 +98,18 @@ pub fn start(
     let said = controller.bring_up().map_err(failed)?;
     let shape = controller.geometry();
     log::info!(
-        "{}: {} ({}): {} blocks of {} bytes{}, {} queue(s), {}",
+        "{}: {} ({}): {} blocks of {} bytes{}{}, {} queue(s), {}",
         given.place(),
         said.model,
         said.serial,
         shape.blocks,
         shape.block_bytes,
         if shape.read_only { ", read-only" } else { "" },
+        if shape.discard.is_some() {
+            ", can discard"
+        } else {
+            ""
+        },
         shape.queues,
         given.manner(memory.bus()),
     );

@@ -8,6 +8,7 @@ use core::sync::atomic::{Ordering, fence};
 use block_driver::engine::{Broken, Full};
 use block_driver::memory::Memory;
 
+use crate::layout::nvm::RANGE_BYTES;
 use crate::layout::{ENTRIES_MOST, PAGE};
 use crate::prp::{LIST_BYTES, Pages, Rest};
 
@@ -17,14 +18,32 @@ const COMMAND: u64 = 64;
 const COMPLETION: u64 = 16;
 const COMPLETIONS: u64 = PAGE;
 const LISTS: u64 = 2 * PAGE;
-/// Bytes of memory that a pair takes: a page for each queue, and a list for each command.
+/// Bytes of memory that a pair takes: a page for each queue, and for each command a list, in whose place
+/// is the range of blocks of those that have no data.
 pub const BYTES: u64 = LISTS + ENTRIES_MOST as u64 * LIST_BYTES;
 const _: () = assert!(ENTRIES_MOST as u64 * COMMAND <= PAGE);
+const _: () = assert!(RANGE_BYTES <= LIST_BYTES);
 
 /// Bits of an identity that say which slot.
 const SLOT_BITS: u16 = 6;
 const SLOT_MASK: u16 = (1 << SLOT_BITS) - 1;
 const _: () = assert!(ENTRIES_MOST - 1 <= SLOT_MASK);
+
+/// What a command's data pointer leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// Nothing.
+    None,
+    /// Data in these pages.
+    Pages(Pages),
+    /// A range of blocks, in the queue's own memory (NVM command set 1.0, 3.2.3).
+    Range {
+        /// The first.
+        block: u64,
+        /// How many.
+        blocks: u32,
+    },
+}
 
 /// A command, besides its identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +53,7 @@ pub struct Command {
     /// With which namespace.
     pub namespace: u32,
     /// With which data.
-    pub data: Option<Pages>,
+    pub data: Data,
     /// Dwords 10 to 12; the rest is 0.
     pub words: [u32; 3],
 }
@@ -158,8 +177,15 @@ impl<M: Memory, T> Pair<M, T> {
         slot.token = Some(token);
         let identity = slot.uses << SLOT_BITS | index;
         let (first, second) = match command.data {
-            None => (0, 0),
-            Some(pages) => (pages.first, self.second(index, pages.rest)),
+            Data::None => (0, 0),
+            Data::Pages(pages) => (pages.first, self.second(index, pages.rest)),
+            Data::Range { block, blocks } => {
+                let list = LISTS + u64::from(index) * LIST_BYTES;
+                // No attributes: they are about use, and nobody uses it.
+                self.memory.write64(list, u64::from(blocks) << 32);
+                self.memory.write64(list + 8, block);
+                (self.memory.bus() + list, 0)
+            }
         };
         let at = u64::from(self.tail) * COMMAND;
         let head = u64::from(identity) << 16 | u64::from(command.opcode);

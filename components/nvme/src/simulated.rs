@@ -88,6 +88,10 @@ pub struct Sim {
     /// Resets while it worked.
     pub resets: u32,
     pub flushes: u32,
+    /// Blocks that were given up: first and count.
+    pub discarded: Vec<(u64, u32)>,
+    /// What it says of limits; `None`: it is of before they could be asked for.
+    pub limits: Option<(u32, u64)>,
     pub commands: u32,
     pub vectors: Vec<Option<u16>>,
     now: u64,
@@ -124,6 +128,8 @@ impl Sim {
             pending: Vec::new(),
             resets: 0,
             flushes: 0,
+            discarded: Vec::new(),
+            limits: None,
             commands: 0,
             vectors: Vec::new(),
             now: 0,
@@ -235,7 +241,9 @@ impl Sim {
             }
         };
         let identity = u16::from_le_bytes([command[2], command[3]]);
-        match fault {
+        // Invalid field in command.
+        let refused = (queue, opcode, command[40]) == (0, 6, 6) && self.limits.is_none();
+        match fault.or(refused.then_some(Fault::Status(0x002))) {
             None => {
                 let result = self.carry_out(queue, &command);
                 self.answer(queue, identity, 0, result, 0);
@@ -287,6 +295,12 @@ impl Sim {
         if queue != 0 {
             assert_eq!(dword(1), self.active);
             let block = u64::from(dword(10)) | u64::from(dword(11)) << 32;
+            if command[0] == 9 {
+                // One range, to be given up.
+                assert_eq!([dword(10), dword(11), dword(12)], [0, 4, 0]);
+                self.deallocate(first);
+                return 0;
+            }
             let start = block * u64::from(self.block_bytes);
             let bytes = ((dword(12) & 0xffff) + 1) * self.block_bytes;
             match command[0] {
@@ -322,6 +336,19 @@ impl Sim {
         0
     }
 
+    /// What a range says is zeros from now on, as with DLFEAT 1.
+    fn deallocate(&mut self, range: u64) {
+        assert!(range.is_multiple_of(4) && range % 4096 <= 4080);
+        let range: [u8; 16] = self.memory.take(range).expect("memory");
+        let word = |at: usize| u32::from_le_bytes(*range[at..].first_chunk().expect("a word"));
+        let (blocks, block) = (word(4), u64::from(word(8)) | u64::from(word(12)) << 32);
+        assert_eq!(word(0), 0);
+        let unit = self.block_bytes as usize;
+        let start = block as usize * unit;
+        self.disk[start..start + blocks as usize * unit].fill(0);
+        self.discarded.push((block, blocks));
+    }
+
     fn identify(&mut self, about: u32, namespace: u32, to: u64) {
         let mut page = [0u8; 4096];
         let patches: &[(usize, Vec<u8>)] = match about {
@@ -336,11 +363,18 @@ impl Sim {
                 page[4..8].copy_from_slice(b"1234");
                 page[24..34].copy_from_slice(b"Simulated ");
                 page[512..514].copy_from_slice(&[0x66, 0x44]);
+                page[520] = 1 << 2;
                 page[525] = 1;
                 &self.controller
             }
             2 => {
                 page[..4].copy_from_slice(&self.active.to_le_bytes());
+                &[]
+            }
+            6 => {
+                let (one, all) = self.limits.expect("a controller that tells limits");
+                page[4..8].copy_from_slice(&one.to_le_bytes());
+                page[8..16].copy_from_slice(&all.to_le_bytes());
                 &[]
             }
             other => panic!("identify {other}"),

@@ -12,7 +12,9 @@ use std::vec;
 use std::vec::Vec;
 
 use crate::controller::{self, Controller, Failure, Machine, message};
-use crate::layout::{Capabilities, ControllerSaid, NamespaceSaid, PAGE, REQUEST_MOST, Unusable};
+use crate::layout::{
+    Capabilities, ControllerSaid, NamespaceSaid, PAGE, REQUEST_MOST, RangeMost, Unusable,
+};
 use crate::pair::Outcome;
 use crate::prp::{LIST, Pages, Rest};
 use crate::simulated::{BUS, CLIENT, Fault, Handle, SHARED, Sim};
@@ -256,13 +258,85 @@ fn what_was_written_is_read_and_flushed() {
 }
 
 #[test]
+fn what_is_given_up_is_given_up_and_nothing_beside_it() {
+    for block_bytes in [512u32, 4096] {
+        let mut rig = Rig::new(|sim| sim.block_bytes = block_bytes);
+        rig.sim.borrow_mut().disk.fill(7);
+        let bytes = 5 * block_bytes;
+        assert_eq!(rig.one(Operation::Discard, 16, 0, bytes), Status::Done);
+        assert_eq!(rig.sim.borrow().discarded, [(16, 5)]);
+        let unit = block_bytes as usize;
+        let disk = rig.sim.borrow().disk.clone();
+        assert!(disk[16 * unit..21 * unit].iter().all(|byte| *byte == 0));
+        let beside = disk[..16 * unit].iter().chain(&disk[21 * unit..]);
+        assert!(beside.copied().all(|byte| byte == 7));
+        let blocks = (1 << 20) / u64::from(block_bytes);
+        for (block, bytes, status) in [
+            (blocks, block_bytes, Status::Range),
+            (blocks - 1, 2 * block_bytes, Status::Range),
+            (u64::MAX, block_bytes, Status::Range),
+            (0, 0, Status::Alignment),
+        ] {
+            assert_eq!(rig.one(Operation::Discard, block, 0, bytes), status);
+        }
+        assert_eq!(rig.sim.borrow().discarded.len(), 1);
+    }
+}
+
+#[test]
+fn a_controller_is_asked_to_give_up_no_more_than_it_says() {
+    let discard = |change: fn(&mut Sim)| {
+        let discard = start(change).0.unwrap().geometry().discard;
+        discard.map(|said| (said.bytes, said.granularity))
+    };
+    assert_eq!(discard(|_| {}), Some((1 << 30, 512)));
+    assert_eq!(
+        discard(|sim| sim.limits = Some((0, 0))),
+        Some((1 << 30, 512))
+    );
+    assert_eq!(discard(|sim| sim.limits = Some((8, 0))), Some((4096, 512)));
+    assert_eq!(discard(|sim| sim.limits = Some((8, 3))), Some((1536, 512)));
+    // NPDG, with OPTPERF and without.
+    let granularity = discard(|sim| sim.namespace = vec![(24, vec![0x10]), (68, vec![7, 0])]);
+    assert_eq!(granularity, Some((1 << 30, 4096)));
+    let without = discard(|sim| sim.namespace = vec![(68, vec![7, 0])]);
+    assert_eq!(without, Some((1 << 30, 512)));
+    // No Dataset Management; write protected.
+    assert_eq!(
+        discard(|sim| sim.controller = vec![(520, vec![0xfb])]),
+        None
+    );
+    assert_eq!(discard(|sim| sim.namespace = vec![(99, vec![1])]), None);
+    let mut rig = Rig::new(|sim| sim.limits = Some((8, 0)));
+    assert_eq!(rig.one(Operation::Discard, 0, 0, 4608), Status::Length);
+    assert_eq!(rig.one(Operation::Discard, 0, 0, 4096), Status::Done);
+    // A controller that has the command in its list and not in itself.
+    let mut rig = Rig::new(|sim| sim.always = Some(Fault::Status(0x001)));
+    let status = rig.one(Operation::Discard, 0, 0, 4096);
+    assert_eq!(status, Status::Operation);
+}
+
+#[test]
+fn a_discard_amid_a_failure_is_put_to_the_controller_again() {
+    for fault in [Fault::Drop, Fault::Fatal, Fault::Identity(1), Fault::Twice] {
+        let mut rig = Rig::new(|sim| {
+            sim.faults.insert(0, fault);
+        });
+        let status = rig.one(Operation::Discard, 8, 0, 4096);
+        assert_eq!((status, rig.sim.borrow().resets), (Status::Done, 1));
+        assert_eq!(rig.sim.borrow().discarded.last(), Some(&(8, 8)));
+    }
+}
+
+#[test]
 fn statuses_become_the_clients() {
     for (status, answer) in [
         (0x080, Status::Range),
         (0x020, Status::ReadOnly),
         (0x182, Status::ReadOnly),
         (0x281, Status::Device),
-        (0x001, Status::Device),
+        (0x001, Status::Operation),
+        (0x002, Status::Device),
     ] {
         let mut rig = Rig::new(|sim| sim.always = Some(Fault::Status(status)));
         assert_eq!(rig.one(Operation::Read, 0, PAGE_BYTES, 512), answer);
@@ -509,8 +583,14 @@ proptest! {
         }
         if let Ok(said) = ControllerSaid::parse(&memory) {
             prop_assert!(said.model.is_ascii() && said.serial.is_ascii());
-            let namespace = NamespaceSaid { blocks: 1, block_bytes: 4096, read_only: false };
-            let shape = crate::layout::geometry(&said, &namespace, 1);
+            let namespace = namespace.unwrap_or(NamespaceSaid {
+                blocks: 1, block_bytes: 4096, read_only: false, granularity: 1,
+            });
+            let shape = crate::layout::geometry(&said, &namespace, RangeMost::parse(&memory), 1);
+            if let Some(discard) = shape.discard {
+                prop_assert!(discard.bytes > 0 && discard.bytes.is_multiple_of(shape.block_bytes));
+                prop_assert!(discard.granularity >= shape.block_bytes);
+            }
             prop_assert!(shape.request_bytes >= 4096 && shape.request_bytes <= REQUEST_MOST);
         }
     }

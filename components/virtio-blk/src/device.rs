@@ -16,7 +16,7 @@ use sdk::time;
 use virtio_block::layout::{
     self, Part, Place, SECTOR, Said, block, choose, common, geometry, status,
 };
-use virtio_block::queue::{self, Data, Kind, Queue};
+use virtio_block::queue::{self, Data, End, Kind, Queue};
 
 /// How long a device may take to reset.
 const RESET_MICROSECONDS: u64 = 10_000_000;
@@ -129,6 +129,10 @@ fn said(common: Registers, block: Registers) -> Said {
             size_max: block.read32(block::SIZE_MAX),
             block_size: block.read32(block::BLOCK_SIZE),
             queues: block.read16(block::QUEUES),
+            // All ones of a device whose registers end before these; it does not offer the feature.
+            discard_sectors: block.read32(block::DISCARD_SECTORS),
+            discard_segments: block.read32(block::DISCARD_SEGMENTS),
+            discard_alignment: block.read32(block::DISCARD_ALIGNMENT),
         };
         if common.read8(GENERATION) == before {
             break;
@@ -174,11 +178,16 @@ impl Device {
         let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
         common.write8(common::STATUS, ready | status::DRIVER_OK);
         log::info!(
-            "{}: {} blocks of {} bytes{}, {} queue(s), {}",
+            "{}: {} blocks of {} bytes{}{}, {} queue(s), {}",
             given.place(),
             shape.blocks,
             shape.block_bytes,
             if shape.read_only { ", read-only" } else { "" },
+            if shape.discard.is_some() {
+                ", can discard"
+            } else {
+                ""
+            },
             shape.queues,
             given.manner(memory.bus()),
         );
@@ -210,6 +219,7 @@ impl engine::Device for Device {
             Operation::Read => Kind::In,
             Operation::Write => Kind::Out,
             Operation::Flush => Kind::Flush,
+            Operation::Discard => Kind::Discard,
         };
         let data = Data {
             bus,
@@ -230,9 +240,10 @@ impl engine::Device for Device {
             return Ok(None);
         };
         let done = line.queue.complete()?;
-        Ok(done.map(|done| match done.good {
-            true => (done.token, Ended::Done),
-            false => (done.token, Ended::Device),
+        Ok(done.map(|done| match done.end {
+            End::Good => (done.token, Ended::Done),
+            End::Unsupported => (done.token, Ended::Operation),
+            End::Failed => (done.token, Ended::Device),
         }))
     }
 

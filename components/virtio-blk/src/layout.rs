@@ -1,7 +1,8 @@
 //! Registers: where they are (4.1.4), and what the device offers (2.2, 5.2).
 
-use idl::block::Geometry;
+use idl::block::{Discard, Geometry};
 use idl::pci::VENDOR_BYTES;
+use idl::requests::DISCARD_MOST;
 
 /// Parts of the registers, by `cfg_type` (4.1.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +131,8 @@ pub mod feature {
     pub const FLUSH: u64 = 1 << 9;
     /// Several queues.
     pub const MANY_QUEUES: u64 = 1 << 12;
+    /// Sectors can be given up.
+    pub const DISCARD: u64 = 1 << 13;
     /// The standard, not what was before it.
     pub const VERSION_1: u64 = 1 << 32;
     /// The device's addresses go through the IOMMU like any other device's.
@@ -146,6 +149,12 @@ pub mod block {
     pub const BLOCK_SIZE: u64 = 20;
     /// Queues.
     pub const QUEUES: u64 = 34;
+    /// Most sectors that a discard's segment has.
+    pub const DISCARD_SECTORS: u64 = 36;
+    /// Most segments that a discard has.
+    pub const DISCARD_SEGMENTS: u64 = 40;
+    /// Sectors that the disk gives up together.
+    pub const DISCARD_ALIGNMENT: u64 = 44;
 }
 
 /// Bytes of a sector, the unit of addresses on the wire.
@@ -173,6 +182,7 @@ pub fn choose(offered: u64, protected: bool) -> Result<u64, Unusable> {
         | feature::BLOCK_SIZE
         | feature::FLUSH
         | feature::MANY_QUEUES
+        | feature::DISCARD
         | feature::VERSION_1
         | feature::ACCESS_PLATFORM;
     Ok(offered & wanted)
@@ -189,6 +199,12 @@ pub struct Said {
     pub block_size: u32,
     /// Queues.
     pub queues: u16,
+    /// Most sectors in a segment of a discard.
+    pub discard_sectors: u32,
+    /// Most segments in a discard.
+    pub discard_segments: u32,
+    /// Sectors that are given up together.
+    pub discard_alignment: u32,
 }
 
 /// Most bytes of a request.
@@ -212,6 +228,17 @@ pub fn geometry(features: u64, said: &Said) -> Geometry {
         queues if has(feature::MANY_QUEUES) => queues.clamp(1, QUEUES_MOST),
         _ => 1,
     };
+    // A discard is one segment here. Of a device that allows none, or less than a block, there is none.
+    let range = said.discard_sectors.min(DISCARD_MOST / SECTOR) * SECTOR;
+    let range = range / block_bytes * block_bytes;
+    let can = has(feature::DISCARD) && !has(feature::READ_ONLY);
+    let discard = (can && range > 0 && said.discard_segments > 0).then(|| Discard {
+        bytes: range,
+        granularity: match said.discard_alignment.checked_mul(SECTOR) {
+            Some(bytes) if bytes > 0 && bytes.is_multiple_of(block_bytes) => bytes,
+            _ => block_bytes,
+        },
+    });
     Geometry {
         block_bytes,
         blocks: said.capacity / u64::from(block_bytes / SECTOR),
@@ -219,5 +246,6 @@ pub fn geometry(features: u64, said: &Said) -> Geometry {
         read_only: has(feature::READ_ONLY),
         write_cache: has(feature::FLUSH),
         queues,
+        discard,
     }
 }

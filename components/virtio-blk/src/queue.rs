@@ -8,6 +8,8 @@ use core::sync::atomic::{Ordering, fence};
 use block_driver::engine::{Broken, Full};
 use block_driver::memory::Memory;
 
+use crate::layout::SECTOR;
+
 /// Most entries of a queue.
 pub const SIZE_MOST: u16 = 256;
 /// Bytes that a queue of any size takes.
@@ -18,9 +20,11 @@ const DESCRIPTOR: u64 = 16;
 const AVAILABLE: u64 = DESCRIPTOR * SIZE_MOST as u64;
 const USED: u64 = AVAILABLE + 1024;
 const HEADERS: u64 = USED + 3072;
-/// A header of 16 bytes, and a status byte behind it.
-const HEADER: u64 = 32;
+/// A header of 16 bytes, a status byte behind it, and a discard's segment.
+const HEADER: u64 = 64;
 const STATUS: u64 = 16;
+const SEGMENT: u64 = 32;
+const SEGMENT_BYTES: u32 = 16;
 const PER_REQUEST: u16 = 3;
 const _: () = assert!(HEADERS + HEADER * (SIZE_MOST / PER_REQUEST) as u64 <= BYTES);
 const _: () = assert!(USED + 6 + 8 * SIZE_MOST as u64 <= HEADERS);
@@ -38,9 +42,11 @@ pub enum Kind {
     Out = 1,
     /// Make it last.
     Flush = 4,
+    /// Give it up.
+    Discard = 11,
 }
 
-/// Data of a request, as the device sees it.
+/// Data of a request, as the device sees it. A discard has none, and as many bytes of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Data {
     /// Its address.
@@ -49,13 +55,24 @@ pub struct Data {
     pub bytes: u32,
 }
 
+/// What the device says of a request's end (5.2.6, `status`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It is done.
+    Good,
+    /// The device does not do such things.
+    Unsupported,
+    /// It failed, or the device says something else.
+    Failed,
+}
+
 /// A request that ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completed<T> {
     /// What it was submitted with.
     pub token: T,
-    /// The device says that it succeeded.
-    pub good: bool,
+    /// How it ended.
+    pub end: End,
 }
 
 /// Where a queue's parts are, as the device sees them.
@@ -148,14 +165,24 @@ impl<M: Memory, T> Queue<M, T> {
         let header = HEADERS + HEADER * u64::from(slot);
         self.memory.write32(header, kind as u32);
         self.memory.write32(header + 4, 0);
-        self.memory.write64(header + 8, sector);
+        // A discard says where in its segment (5.2.6).
+        let first_sector = if kind == Kind::Discard { 0 } else { sector };
+        self.memory.write64(header + 8, first_sector);
         // Neither good nor any other known end, until the device says so.
         self.memory.write8(header + STATUS, 0xff);
         let first = slot * PER_REQUEST;
         let bus = self.bus + header;
         self.descriptor(first, bus, 16, NEXT);
         let mut last = first + 1;
-        if data.bytes > 0 {
+        if kind == Kind::Discard {
+            self.memory.write64(header + SEGMENT, sector);
+            let sectors = data.bytes / SECTOR;
+            self.memory.write32(header + SEGMENT + 8, sectors);
+            // Flag `unmap` is for zeroes only.
+            self.memory.write32(header + SEGMENT + 12, 0);
+            self.descriptor(last, bus + SEGMENT, SEGMENT_BYTES, NEXT);
+            last += 1;
+        } else if data.bytes > 0 {
             let writes = if kind == Kind::In { DEVICE_WRITES } else { 0 };
             self.descriptor(last, data.bus, data.bytes, NEXT | writes);
             last += 1;
@@ -198,7 +225,11 @@ impl<M: Memory, T> Queue<M, T> {
             .read8(HEADERS + HEADER * u64::from(slot) + STATUS);
         Ok(Some(Completed {
             token,
-            good: status == 0,
+            end: match status {
+                0 => End::Good,
+                2 => End::Unsupported,
+                _ => End::Failed,
+            },
         }))
     }
 }

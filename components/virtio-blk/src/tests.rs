@@ -7,7 +7,7 @@ use std::vec;
 use std::vec::Vec;
 
 use crate::layout::{self, Part, Place, Said, Unusable, choose, feature, geometry};
-use crate::queue::{BYTES, Data, Kind, Queue, SIZE_MOST};
+use crate::queue::{BYTES, Data, End, Kind, Queue, SIZE_MOST};
 
 /// Memory for a queue, which test and queue share.
 fn plain() -> Plain {
@@ -109,10 +109,10 @@ fn a_device_by_the_book_finds_the_request() {
     assert_eq!(device.pending[1].1[1], (0x4567_0000, 4096, 1));
     device.finish(1, 0);
     let done = queue.complete().unwrap().unwrap();
-    assert_eq!((done.token, done.good), (2, true));
+    assert_eq!((done.token, done.end), (2, End::Good));
     device.finish(0, 1);
     let done = queue.complete().unwrap().unwrap();
-    assert_eq!((done.token, done.good), (1, false));
+    assert_eq!((done.token, done.end), (1, End::Failed));
     assert_eq!((queue.complete(), queue.in_flight()), (Ok(None), 0));
 }
 
@@ -128,6 +128,45 @@ fn a_flush_has_no_data() {
 }
 
 #[test]
+fn a_discard_says_where_in_a_segment_and_may_be_unsupported() {
+    let (mut queue, mut device) = queue(8);
+    let range = Data {
+        bus: 0,
+        bytes: 3 << 20,
+    };
+    queue.submit(Kind::Discard, 1 << 40 | 8, range, 1).unwrap();
+    queue.submit(Kind::Discard, 16, range, 2).unwrap();
+    device.look();
+    let (_, chain) = &device.pending[0];
+    let (header, bytes, flags) = chain[0];
+    assert_eq!((chain.len(), bytes, flags), (3, 16, 1));
+    let header = header - BUS;
+    let words = [header, header + 8, header + 12];
+    assert_eq!(words.map(|at| device.memory.read32(at)), [11, 0, 0]);
+    // The device only reads it.
+    let (segment, bytes, flags) = chain[1];
+    assert_eq!((bytes, flags), (16, 1));
+    let segment = segment - BUS;
+    let words = [0, 4, 8, 12].map(|at| device.memory.read32(segment + at));
+    assert_eq!(words, [8, 1 << 8, (3 << 20) / 512, 0]);
+    assert_ne!(device.pending[1].1[1].0 - BUS, segment);
+    device.finish(0, 2);
+    let done = queue.complete().unwrap().unwrap();
+    assert_eq!((done.token, done.end), (1, End::Unsupported));
+    device.finish(0, 0);
+    let done = queue.complete().unwrap().unwrap();
+    assert_eq!((done.token, done.end), (2, End::Good));
+    // The slot's next request has none of it.
+    let data = Data {
+        bus: 0x4567_0000,
+        bytes: 512,
+    };
+    queue.submit(Kind::Out, 5, data, 3).unwrap();
+    device.look();
+    assert_eq!(device.pending[0].1[1], (0x4567_0000, 512, 1));
+}
+
+#[test]
 fn a_device_that_says_nothing_of_the_end_did_not_succeed() {
     let (mut queue, mut device) = queue(8);
     queue
@@ -137,7 +176,7 @@ fn a_device_that_says_nothing_of_the_end_did_not_succeed() {
     let status = device.pending[0].1[1].0 - BUS;
     let before = device.memory.read8(status);
     device.finish(0, before);
-    assert!(!queue.complete().unwrap().unwrap().good);
+    assert_eq!(queue.complete().unwrap().unwrap().end, End::Failed);
 }
 
 #[test]
@@ -194,6 +233,7 @@ fn the_disks_shape_is_what_was_agreed() {
         size_max: 10_000,
         block_size: 4096,
         queues: 9,
+        ..Said::default()
     };
     let plain = geometry(feature::VERSION_1, &said);
     assert_eq!(
@@ -207,6 +247,40 @@ fn the_disks_shape_is_what_was_agreed() {
         (all.request_bytes, all.read_only, all.write_cache),
         (8192, true, true)
     );
+}
+
+#[test]
+fn a_device_discards_what_it_says_it_can() {
+    let discard = |features, block_size, sectors, segments, alignment| {
+        let said = Said {
+            capacity: 1 << 20,
+            block_size,
+            discard_sectors: sectors,
+            discard_segments: segments,
+            discard_alignment: alignment,
+            ..Said::default()
+        };
+        let discard = geometry(features, &said).discard;
+        discard.map(|said| (said.bytes, said.granularity))
+    };
+    let can = feature::DISCARD | feature::BLOCK_SIZE;
+    assert_eq!(discard(can, 512, 100, 1, 1), Some((51_200, 512)));
+    assert_eq!(discard(can, 4096, 100, 1, 8), Some((49_152, 4096)));
+    assert_eq!(discard(can, 4096, 100, 1, 2048), Some((49_152, 1 << 20)));
+    let most = u32::MAX;
+    assert_eq!(discard(can, 512, most, most, most), Some((1 << 30, 512)));
+    // Stretches that are no whole blocks, or none.
+    assert_eq!(discard(can, 4096, 100, 1, 3), Some((49_152, 4096)));
+    assert_eq!(discard(can, 512, 100, 1, 0), Some((51_200, 512)));
+    for (features, block_size, sectors, segments) in [
+        (feature::BLOCK_SIZE, 512, 100, 1),
+        (can | feature::READ_ONLY, 512, 100, 1),
+        (can, 512, 0, 1),
+        (can, 512, 100, 0),
+        (can, 4096, 7, 1),
+    ] {
+        assert_eq!(discard(features, block_size, sectors, segments, 1), None);
+    }
 }
 
 #[test]
@@ -296,7 +370,7 @@ proptest! {
 
     #[test]
     fn any_capability_and_any_shape_are_read(bytes in proptest::collection::vec(any::<u8>(), 64), features: u64,
-        capacity: u64, size_max: u32, block_size: u32, queues: u16, nine: bool) {
+        capacity: u64, size_max: u32, block_size: u32, queues: u16, discard: [u32; 3], nine: bool) {
         let mut bytes: [u8; 64] = bytes.try_into().unwrap();
         if nine {
             bytes[0] = 9;
@@ -307,7 +381,14 @@ proptest! {
         if let Some(place) = Place::parse(&bytes) {
             prop_assert!(place.bar < 6 && place.offset.checked_add(place.bytes).is_some());
         }
-        let shape = geometry(features, &Said { capacity, size_max, block_size, queues });
+        let [discard_sectors, discard_segments, discard_alignment] = discard;
+        let shape = geometry(features, &Said {
+            capacity, size_max, block_size, queues, discard_sectors, discard_segments, discard_alignment,
+        });
+        if let Some(discard) = shape.discard {
+            prop_assert!(discard.bytes > 0 && discard.bytes.is_multiple_of(shape.block_bytes));
+            prop_assert!(discard.granularity > 0 && discard.granularity.is_multiple_of(shape.block_bytes));
+        }
         prop_assert!(shape.request_bytes >= shape.block_bytes && shape.request_bytes.is_multiple_of(shape.block_bytes));
         prop_assert!((1..=4).contains(&shape.queues));
     }

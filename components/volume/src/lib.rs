@@ -57,10 +57,21 @@ pub enum Base {
     Image(&'static [u8]),
 }
 
+/// How sectors of a volume are given up, as public/io/blkif.h has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Discard {
+    /// Bytes that are given up together (`discard-granularity`).
+    pub granularity: u32,
+    /// Bytes from the volume's beginning to where the first such stretch begins (`discard-alignment`).
+    pub alignment: u32,
+}
+
 /// A volume.
 #[derive(Debug)]
 pub struct Volume {
     base: Base,
+    /// Bytes that the disk gives up together; 0 if it gives up nothing.
+    granularity: u32,
     /// Bytes of the units that the disk is read and written in: a power of two from 512 to 4096.
     pub block_bytes: u32,
     /// Nobody may write.
@@ -74,9 +85,64 @@ impl Volume {
         let image = matches!(base, Base::Image(_));
         Volume {
             base,
+            granularity: 0,
             block_bytes: block_bytes.clamp(SECTOR as u32, 4096),
             read_only: read_only || (image && overlay_bytes == 0),
             overlay: (overlay_bytes > 0 && !read_only).then(|| Overlay::new(overlay_bytes)),
+        }
+    }
+
+    /// The same on a disk that gives up `granularity` bytes together, at multiples of so many.
+    pub fn on_discarding_disk(mut self, granularity: u32) -> Volume {
+        self.granularity = granularity;
+        self
+    }
+
+    /// How sectors can be given up, if they can.
+    pub fn discard(&self) -> Option<Discard> {
+        if self.read_only {
+            return None;
+        }
+        if self.overlay.is_some() {
+            return Some(Discard {
+                granularity: overlay::BLOCK as u32,
+                alignment: 0,
+            });
+        }
+        let Base::Disk(extent) = self.base else {
+            return None;
+        };
+        let granularity = u64::from(self.granularity);
+        // How far the volume's beginning is into such a stretch.
+        let into = extent.first.wrapping_mul(SECTOR).checked_rem(granularity)?;
+        Some(Discard {
+            granularity: self.granularity,
+            alignment: ((granularity - into) % granularity) as u32,
+        })
+    }
+
+    /// How many of `sectors` sectors from `sector` on one request gives up that carries `most`: where that are
+    /// not all, it ends with a stretch that is given up together, as half of one would be kept.
+    pub fn discarded_at_once(&self, sector: u64, sectors: u64, most: u64) -> u64 {
+        let Base::Disk(extent) = self.base else {
+            return sectors.min(most);
+        };
+        if sectors <= most {
+            return sectors;
+        }
+        let together = u64::from(self.granularity) / SECTOR;
+        let end = extent.first.wrapping_add(sector).wrapping_add(most);
+        match end.checked_rem(together) {
+            Some(over) if over < most => most - over,
+            _ => most,
+        }
+    }
+
+    /// Forgets what was written to `count` sectors from `sector` on, as far as it did not go to the disk:
+    /// they read as what the volume was before anything was written, and their memory is free.
+    pub fn forget(&mut self, sector: u64, count: u64) {
+        if let Some(overlay) = &mut self.overlay {
+            overlay.forget(sector, count);
         }
     }
 

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use crate::SECTOR;
 
 /// Bytes of a block: what memory is taken by. Eight sectors, so that one byte says which are there.
-const BLOCK: usize = 4096;
+pub const BLOCK: usize = 4096;
 const SECTORS: u64 = BLOCK as u64 / SECTOR;
 /// Blocks that memory is asked for at once.
 const RUN: usize = 64;
@@ -29,6 +29,8 @@ struct Kept {
 pub struct Overlay {
     blocks: BTreeMap<u64, Kept>,
     data: Vec<Vec<u8>>,
+    /// Blocks of `data` that were given back. There is room in it for all of them.
+    free: Vec<usize>,
     most: usize,
 }
 
@@ -38,6 +40,7 @@ impl Overlay {
         Overlay {
             blocks: BTreeMap::new(),
             data: Vec::new(),
+            free: Vec::new(),
             most: usize::try_from(bytes / BLOCK as u64).unwrap_or(usize::MAX),
         }
     }
@@ -87,21 +90,59 @@ impl Overlay {
         Ok(())
     }
 
+    /// Forgets what was written to `count` sectors from `sector` on, and gives back blocks of which nothing
+    /// is left. They may be another sector's next: what was in them is not read again, as only sectors
+    /// that were written since are.
+    pub fn forget(&mut self, sector: u64, count: u64) {
+        let Some(last) = sector.checked_add(count).and_then(|end| end.checked_sub(1)) else {
+            return;
+        };
+        let (first_block, last_block) = (sector / SECTORS, last / SECTORS);
+        if count == 0 {
+            return;
+        }
+        let mut left = first_block;
+        while left <= last_block
+            && let Some((&block, kept)) = self.blocks.range_mut(left..=last_block).next()
+        {
+            let first = sector.max(block * SECTORS) - block * SECTORS;
+            let end = last.min(block * SECTORS + SECTORS - 1) - block * SECTORS + 1;
+            kept.sectors &= !(((1u16 << end) - (1u16 << first)) as u8);
+            if kept.sectors == 0 {
+                self.free.push(kept.place);
+                self.blocks.remove(&block);
+            }
+            left = block + 1;
+        }
+    }
+
     /// Room for a block, of which nothing is there yet.
     fn take(&mut self, block: u64) -> Result<usize, Full> {
+        let place = match self.free.pop() {
+            Some(place) => place,
+            None => self.grow()?,
+        };
+        self.blocks.insert(block, Kept { place, sectors: 0 });
+        Ok(place)
+    }
+
+    /// A place that none had before.
+    fn grow(&mut self) -> Result<usize, Full> {
+        // None was given back, so those before are all in use.
         let place = self.blocks.len();
         if place >= self.most {
             return Err(Full);
         }
         if place / RUN >= self.data.len() {
-            let bytes = RUN.min(self.most - place) * BLOCK;
+            let blocks = RUN.min(self.most - place);
+            let bytes = blocks * BLOCK;
             let mut run = Vec::new();
             run.try_reserve_exact(bytes).map_err(|_| Full)?;
             run.resize(bytes, 0);
             self.data.try_reserve(1).map_err(|_| Full)?;
+            self.free.try_reserve(place + blocks).map_err(|_| Full)?;
             self.data.push(run);
         }
-        self.blocks.insert(block, Kept { place, sectors: 0 });
         Ok(place)
     }
 }

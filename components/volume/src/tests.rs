@@ -144,6 +144,87 @@ fn an_image_is_read_only_without_an_overlay_and_ends_in_zeros() {
     assert_eq!(over.overlay_use(), Some((4096, 4096)));
 }
 
+#[test]
+fn only_what_can_be_written_can_be_given_up() {
+    let disk = |first| {
+        Base::Disk(Extent {
+            first,
+            sectors: 4096,
+        })
+    };
+    let said = |base, read_only, overlay, granularity| {
+        let volume = Volume::new(base, 512, read_only, overlay);
+        let discard = volume.on_discarding_disk(granularity).discard();
+        discard.map(|said| (said.granularity, said.alignment))
+    };
+    assert_eq!(said(disk(2048), false, 0, 512), Some((512, 0)));
+    // Partitions that begin between two stretches: how far it is to the next one.
+    assert_eq!(said(disk(34), false, 0, 4096), Some((4096, 3072)));
+    assert_eq!(said(disk(63), false, 0, 1 << 20), Some((1 << 20, 1016320)));
+    assert_eq!(said(disk(1), false, 0, 1536), Some((1536, 1024)));
+    assert_eq!(said(disk(u64::MAX / 2), false, 0, 4096).unwrap().0, 4096);
+    assert_eq!(said(disk(34), false, 0, 0), None);
+    assert_eq!(said(disk(34), true, 0, 512), None);
+    // What is written to memory is given up there, whatever the disk does.
+    assert_eq!(said(disk(34), false, 8192, 0), Some((4096, 0)));
+    assert_eq!(
+        said(Base::Image(&[7; 512]), false, 8192, 0),
+        Some((4096, 0))
+    );
+    assert_eq!(said(Base::Image(&[7; 512]), false, 0, 512), None);
+    assert_eq!(said(Base::Image(&[7; 512]), true, 8192, 512), None);
+}
+
+#[test]
+fn what_is_given_up_in_pieces_is_parted_between_stretches() {
+    let extent = Extent {
+        first: 34,
+        sectors: 1 << 30,
+    };
+    let at_once = |granularity, sector, sectors, most| {
+        let volume = Volume::new(Base::Disk(extent), 512, false, 0);
+        let volume = volume.on_discarding_disk(granularity);
+        volume.discarded_at_once(sector, sectors, most)
+    };
+    assert_eq!(at_once(4096, 0, 100, 100), 100);
+    // Sector 34 of the disk is the third of its stretch.
+    assert_eq!(at_once(4096, 0, 1000, 100), 94);
+    assert_eq!(at_once(4096, 94, 1000, 96), 96);
+    assert_eq!(at_once(512, 1, 1000, 99), 99);
+    // Less than a stretch is all that a request carries.
+    assert_eq!(at_once(1 << 20, 0, 1000, 10), 10);
+    assert_eq!(at_once(0, 0, 1000, 10), 10);
+}
+
+#[test]
+fn what_is_given_up_reads_as_the_image_and_its_memory_serves_other_sectors() {
+    let image: &[u8] = &[7; 64 << 10];
+    let mut over = Volume::new(Base::Image(image), 512, false, 8192);
+    over.write(0, &[9; 8192]).unwrap();
+    assert_eq!(over.write(40, &[3; 512]), Err(Full));
+    // A block and a half: the half stays in use.
+    over.forget(0, 12);
+    assert_eq!(over.overlay_use(), Some((4096, 8192)));
+    over.write(40, &[3; 512]).unwrap();
+    let mut bytes = [1; 32 << 10];
+    over.read(0, &mut bytes);
+    for (sector, bytes) in bytes.chunks(512).enumerate() {
+        let expected = match sector {
+            12..16 => 9,
+            40 => 3,
+            // Beside it in the same block is what the image has, not what was written elsewhere before.
+            _ => 7,
+        };
+        assert!(bytes.iter().all(|byte| *byte == expected), "{sector}");
+    }
+    over.forget(u64::MAX, 1);
+    over.forget(1, u64::MAX);
+    over.forget(12, 0);
+    assert_eq!(over.overlay_use(), Some((8192, 8192)));
+    over.forget(0, u64::MAX);
+    assert_eq!(over.overlay_use(), Some((0, 8192)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
@@ -191,12 +272,18 @@ proptest! {
 
     #[test]
     fn an_overlay_is_what_was_written_last_over_what_was_there(
-        writes in proptest::collection::vec((0u64..200, 1u64..20, any::<u8>()), 0..40),
+        writes in proptest::collection::vec((0u64..200, 1u64..20, any::<u8>(), 0u8..4), 0..60),
         blocks in 1u64..30,
     ) {
         let mut overlay = Overlay::new(blocks * 4096);
         let mut model: BTreeMap<u64, u8> = BTreeMap::new();
-        for (sector, count, value) in writes {
+        for (sector, count, value, what) in writes {
+            if what == 0 {
+                let count = count * u64::from(value) / 16;
+                overlay.forget(sector, count);
+                model.retain(|kept, _| !(sector..sector + count).contains(kept));
+                continue;
+            }
             let data = std::vec![value; (count * SECTOR) as usize];
             let done = overlay.write(sector, &data);
             let mut known: Vec<u64> = model.keys().map(|sector| sector / 8).collect();
@@ -214,6 +301,7 @@ proptest! {
             prop_assert_eq!(done.is_err(), full);
             let (in_use, most) = overlay.usage();
             prop_assert!(in_use <= most);
+            prop_assert_eq!(in_use, used * 4096);
         }
         let mut read = std::vec![0xee; 220 * 512];
         overlay.read(0, &mut read);

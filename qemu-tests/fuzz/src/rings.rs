@@ -2,7 +2,7 @@
 //! request ring of disks.
 
 use crate::take;
-use idl::block::Geometry;
+use idl::block::{Discard, Geometry};
 use idl::requests::{Answer, ClientRing, DriverRing, Operation, PAGE_BYTES, Request, RequestPage};
 use idl::requests::{SLOTS, Status};
 use idl::ring::RingPage;
@@ -51,6 +51,10 @@ pub fn requests(mut data: &[u8]) {
         read_only: false,
         write_cache: true,
         queues: 1,
+        discard: Some(Discard {
+            bytes: 65536,
+            granularity: 512,
+        }),
     };
     const SHARED: u32 = 1 << 20;
     let page = RequestPage::new();
@@ -62,7 +66,7 @@ pub fn requests(mut data: &[u8]) {
             0 => {
                 let request = Request {
                     id: u32::from(what),
-                    operation: u32::from(operation) % 5,
+                    operation: u32::from(operation) % 6,
                     block: u64::from_le_bytes(take(&mut data)),
                     offset,
                     bytes: u32::from_le_bytes(take(&mut data)),
@@ -83,7 +87,9 @@ pub fn requests(mut data: &[u8]) {
                                 let (end, bytes) =
                                     (u64::from(checked.offset), u64::from(checked.bytes));
                                 assert!(
-                                    checked.offset >= PAGE_BYTES && end + bytes <= SHARED.into()
+                                    !checked.operation.carries_data()
+                                        || checked.offset >= PAGE_BYTES
+                                            && end + bytes <= SHARED.into()
                                 );
                                 assert!(checked.block + bytes / 512 <= DISK.blocks);
                             }

@@ -272,6 +272,24 @@ fn requests(front: &mut Front<'_>) -> Result<(), Dead> {
         let status = front.go();
         tell("requests", what, status);
     }
+    let discards: &[(&str, u8, u64, u64)] = &[
+        ("discard of nothing", 0, 0, 0),
+        ("discard beyond the end", 0, 1 << 40, 8),
+        ("discard across the end", 0, 0, 1 << 40),
+        ("discard across all numbers", 0, u64::MAX - 7, 16),
+        ("discard of all numbers", 0, 0, u64::MAX),
+        ("discard of all numbers twice", 0, u64::MAX, u64::MAX),
+        ("secure discard", 1, 0, 8),
+    ];
+    for (what, flag, sector, sectors) in discards {
+        front.put_discard(*flag, *sector, *sectors);
+        let status = front.go();
+        tell("requests", what, status);
+    }
+    // Flags that nobody knows change nothing.
+    front.put_discard(0xfe, 0, 8);
+    let status = front.go();
+    tell("requests", "discard", status);
     // Descriptors: a page that describes itself as data, one that is not there, more than there are.
     let list = Page::own(DATA + 7);
     for index in 0..512 {

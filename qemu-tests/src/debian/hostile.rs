@@ -137,6 +137,13 @@ const CLAIMS: &[Claim<Session>] = &[
                 "no operation",
                 "a piece that runs backwards",
                 "a piece larger than its page",
+                "discard of nothing",
+                "discard beyond the end",
+                "discard across the end",
+                "discard across all numbers",
+                "discard of all numbers",
+                "discard of all numbers twice",
+                "secure discard",
                 "descriptors without a page",
                 "too many descriptors",
                 "descriptors of descriptors",
@@ -151,6 +158,7 @@ const CLAIMS: &[Claim<Session>] = &[
             let status = after(&s.text(), &format!("requests: {what}: "))?.to_owned();
             ensure!(status != "none", "{what}: no answer");
         }
+        ensure!(after(&s.text(), "requests: discard: ")? == "0");
         goes_on(&s.text(), "requests")
     }),
     (

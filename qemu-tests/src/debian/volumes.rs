@@ -45,7 +45,15 @@ const BEYOND: &[&str] = &[
     "write across the beginning",
     "list read",
     "list written",
+    "discard behind the end",
+    "discard across the end",
+    "discard far behind the end",
+    "discard before the beginning",
+    "discard across the beginning",
+    "discard of more than there is",
 ];
+/// Sectors that it gives up inside, which QEMU's `discard=unmap` makes zeros in the file.
+const GIVEN_UP: std::ops::Range<u64> = 37..37 + 1001;
 /// Pages that the overlay of `systems/volumes.toml` holds.
 const HELD: u64 = (256 << 10) / 4096;
 
@@ -59,6 +67,13 @@ const CLAIMS: &[Claim<Subject>] = &[
     ("a_partition_ends_where_it_ends", |s| {
         done(&mut s.session, "bounds")?;
         ends(&s.session.text())
+    }),
+    ("a_partition_gives_up_what_is_inside", |s| {
+        let text = s.session.text();
+        ensure!(after(&text, "bounds: discard inside: ")? == "0");
+        let reads = after(&text, "bounds: it reads: ")?;
+        ensure!(reads == "Some(0)", "{reads}");
+        Ok(())
     }),
     ("a_partition_is_written_to_both_ends", |s| {
         let text = s.session.text();
@@ -95,6 +110,8 @@ const CLAIMS: &[Claim<Subject>] = &[
         done(&mut s.session, "fixed")?;
         let text = s.session.text();
         ensure!(after(&text, "fixed: a write: ")? == "-1");
+        // It was not offered.
+        ensure!(after(&text, "fixed: a discard: ")? == "-2");
         ensure!(after(&text, "fixed: unchanged: ")? == "true");
         ensure!(after(&text, "fixed: a read afterwards: ")? == "0");
         Ok(())
@@ -171,7 +188,7 @@ fn boot(machines: &mut Machines, title: &str) -> Result<Subject> {
     let image = machines.image("volumes")?;
     // A comma in an option's value is written twice.
     let file = disk.display().to_string().replace(',', ",,");
-    let drive = format!("if=none,id=disk,format=raw,file={file}");
+    let drive = format!("if=none,id=disk,format=raw,discard=unmap,file={file}");
     let device = "virtio-blk-pci,drive=disk,disable-legacy=on,num-queues=2";
     let session = machines.boot_with(title, &image, &Machine::of(&image), |qemu| {
         qemu.args(["-drive", &drive, "-device", device]);
@@ -230,6 +247,10 @@ fn overlay(text: &str) -> Result<()> {
         ("read back", HELD.to_string()),
         ("the rest is", IMAGE.to_owned()),
         ("a page that is held already", "0".to_owned()),
+        ("a discard", "0".to_owned()),
+        ("it reads", IMAGE.to_owned()),
+        ("a page in its room", "0".to_owned()),
+        ("a page without room", "-1".to_owned()),
     ] {
         let said = after(text, &format!("overlay: {what}: "))?;
         ensure!(said == expected, "{what}: {said:?}, not {expected:?}");
@@ -237,7 +258,8 @@ fn overlay(text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Both neighbours of partition `mine` are as they were, and so is `mine` but for its two ends.
+/// Both neighbours of partition `mine` are as they were, and so is `mine` but for its two ends and what it gave
+/// up.
 fn beside(disk: &Path) -> Result<()> {
     let mut file = File::open(disk).with_context(|| format!("cannot read {}", disk.display()))?;
     let mut bytes = vec![0; 3 * PARTITION as usize];
@@ -249,6 +271,7 @@ fn beside(disk: &Path) -> Result<()> {
         let written = (first..first + 4096).contains(&at) || (end - 4096..end).contains(&at);
         let expected = match written {
             true => (MARK | sector).to_le_bytes(),
+            false if GIVEN_UP.contains(&sector) => [0; 8],
             false => [FOREIGN; 8],
         };
         ensure!(
@@ -283,9 +306,16 @@ mod tests {
                 word.copy_from_slice(&(MARK | sector).to_le_bytes());
             }
         }
+        // Nobody gave anything up.
+        fs::write(&path, &bytes).unwrap();
+        assert!(beside(&path).is_err());
+        let given_up = [GIVEN_UP.start, GIVEN_UP.end].map(|at| 2 * PARTITION + at * SECTOR);
+        bytes[given_up[0] as usize..given_up[1] as usize].fill(0);
         fs::write(&path, &bytes).unwrap();
         beside(&path).unwrap();
-        for at in [2 * PARTITION - 1, 3 * PARTITION, 2 * PARTITION + 4096] {
+        let ends = [given_up[0], given_up[0] - 1, given_up[1]];
+        let others = [2 * PARTITION - 1, 3 * PARTITION, 2 * PARTITION + 4096];
+        for at in ends.into_iter().chain(others) {
             let mut changed = bytes.clone();
             changed[at as usize] ^= 1;
             fs::write(&path, &changed).unwrap();

@@ -8,12 +8,12 @@ use std::vec;
 use std::vec::Vec;
 
 use alloc::sync::Arc;
-use idl::requests::Operation;
 use sdk::keep::Area;
 use sdk::sync::Mutex;
 use volume::{Base, Extent, Volume};
 
-use crate::device::{Blocks, Device, Fault, Queue, Submission, Token};
+use super::disk::Disk;
+use crate::device::{Blocks, Device, Fault, Queue};
 use crate::grants::{Gone, Guest};
 use crate::journal::{Key, Note};
 use crate::pool::Pool;
@@ -111,57 +111,6 @@ impl Guest for Grants {
     }
 }
 
-/// A disk that answers when it is told to.
-pub struct Disk {
-    data: Vec<u8>,
-    memory: Vec<u8>,
-    pool: Pool,
-    places: usize,
-    waiting: Vec<(Token, Submission)>,
-    life: Life,
-}
-
-impl Blocks for Disk {
-    fn most(&self) -> u32 {
-        32768
-    }
-    fn reserve(&mut self, bytes: u32) -> Option<u32> {
-        self.pool.take(0, bytes.min(32768))
-    }
-    fn release(&mut self, place: u32, bytes: u32) {
-        self.pool.give_back(0, place, bytes);
-    }
-    fn put(&mut self, place: u32, from: &[u8]) {
-        self.memory[place as usize..][..from.len()].copy_from_slice(from);
-    }
-    fn get(&self, place: u32, into: &mut [u8]) {
-        into.copy_from_slice(&self.memory[place as usize..][..into.len()]);
-    }
-    fn submit(&mut self, token: Token, request: Submission) -> bool {
-        let room = self.waiting.len() < self.places;
-        if room && self.life.get() > 0 {
-            self.waiting.push((token, request));
-        }
-        room
-    }
-}
-
-impl Disk {
-    fn carry_out(&mut self, request: Submission) {
-        let start = request.sector as usize * 512;
-        let (disk, place) = (
-            start..start + request.bytes as usize,
-            request.place as usize,
-        );
-        let memory = place..place + request.bytes as usize;
-        match request.operation {
-            Operation::Read => self.memory[memory].copy_from_slice(&self.data[disk]),
-            Operation::Write => self.data[disk].copy_from_slice(&self.memory[memory]),
-            _ => {}
-        }
-    }
-}
-
 /// Kept memory.
 #[derive(Clone)]
 pub struct Kept {
@@ -197,6 +146,13 @@ pub struct Shape {
     pub mappings: usize,
     /// The disk answers the newest request first.
     pub reverse: bool,
+    /// Discards are offered.
+    pub discard: bool,
+    /// Bytes that the disk gives up together, and most that it gives up at once.
+    pub granularity: u32,
+    pub most_discarded: u32,
+    /// The disk says that it does not discard after all.
+    pub unable: bool,
 }
 
 impl Default for Shape {
@@ -212,6 +168,10 @@ impl Default for Shape {
             places: 64,
             mappings: 600,
             reverse: false,
+            discard: true,
+            granularity: 512,
+            most_discarded: 8192,
+            unable: false,
         }
     }
 }
@@ -239,6 +199,8 @@ pub struct Bench {
     consumed: u32,
     next: u64,
     told: usize,
+    /// What is beside the volume.
+    beside: u8,
     pub life: Life,
 }
 
@@ -277,6 +239,10 @@ impl Bench {
                 places: shape.places,
                 waiting: Vec::new(),
                 life: Rc::clone(&life),
+                most_discarded: shape.most_discarded,
+                unable: shape.unable,
+                discarded: Vec::new(),
+                at_once: 0,
             },
             kept: Kept {
                 words: Rc::new(RefCell::new(vec![0; 256])),
@@ -287,6 +253,7 @@ impl Bench {
             consumed: 0,
             next: 1,
             told: 0,
+            beside: 0,
             life,
         };
         bench.event_at(1);
@@ -321,11 +288,18 @@ impl Bench {
             first: FIRST,
             sectors: SECTORS,
         });
-        let volume = Volume::new(base, self.shape.block_bytes, false, self.shape.overlay);
+        let volume = Volume::new(base, self.shape.block_bytes, false, self.shape.overlay)
+            .on_discarding_disk(self.shape.granularity);
         let queues = vec![Queue { ring, channel: 5 }];
         let volume = Arc::new(Mutex::new(volume));
-        let (read_only, kept) = (self.shape.read_only, self.shape.kept);
-        self.device = Some(Device::new(51712, volume, read_only, queues, kept));
+        let Shape {
+            read_only,
+            discard,
+            kept,
+            ..
+        } = self.shape;
+        let device = Device::new(51712, volume, read_only, discard, queues, kept);
+        self.device = Some(device);
         Ok(())
     }
 
@@ -363,9 +337,9 @@ impl Bench {
                     }
                     return Ok(());
                 };
-                self.disk.carry_out(request);
-                device.complete(token, request, true, &mut self.guest, &mut self.disk)?;
-                self.disk.release(request.place, request.bytes);
+                let status = self.disk.carry_out(request);
+                device.complete(token, request, status, &mut self.guest, &mut self.disk)?;
+                self.disk.release(request.place, request.room());
             }
             Ok(())
         })();
@@ -474,6 +448,24 @@ impl Bench {
         id
     }
 
+    /// Puts a discard into the ring (`blkif_request_discard`); its identity.
+    pub fn put_discard(&mut self, flag: u8, sector: u64, sectors: u64) -> u64 {
+        let (id, mut bytes) = self.head([op::DISCARD, flag, 0xee, 0xee], sector);
+        bytes.extend(sectors.to_le_bytes());
+        self.produce(&bytes);
+        id
+    }
+
+    /// The status of a discard.
+    pub fn discard(&mut self, sector: u64, sectors: u64) -> i16 {
+        let id = self.put_discard(0, sector, sectors);
+        self.run();
+        match *self.answers() {
+            [(answered, op::DISCARD, status)] if answered == id => status,
+            ref other => panic!("{other:?}"),
+        }
+    }
+
     /// Takes answers: identity, operation and status.
     pub fn answers(&mut self) -> Vec<(u64, u8, i16)> {
         let produced = u32::from_le_bytes(self.ring_at(8));
@@ -509,11 +501,24 @@ impl Bench {
         self.disk.data[start..start + count as usize * 512].to_vec()
     }
 
+    /// What the disk discarded, by the volume's sectors, and how many it had to at a time.
+    pub fn discarded(&self) -> (Vec<(u64, u64)>, usize) {
+        let of_volume = |(sector, count): &(u64, u64)| (sector.wrapping_sub(FIRST), *count);
+        let all = self.disk.discarded.iter().map(of_volume).collect();
+        (all, self.disk.at_once)
+    }
+
+    /// Every byte of the disk, in the volume and beside it, is this from now on.
+    pub fn disk_is(&mut self, value: u8) {
+        self.disk.data.fill(value);
+        self.beside = value;
+    }
+
     /// Nothing beside the volume was written.
     pub fn outside_is_untouched(&self) -> bool {
         let (first, end) = (FIRST as usize * 512, (FIRST + SECTORS) as usize * 512);
         let mut outside = self.disk.data[..first].iter().chain(&self.disk.data[end..]);
-        outside.all(|byte| *byte == 0)
+        outside.all(|byte| *byte == self.beside)
     }
 
     pub fn sectors(&self) -> u64 {

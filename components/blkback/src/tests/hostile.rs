@@ -75,7 +75,14 @@ proptest! {
         bench.fill(10, 1);
         for (index, (kind, sector, list)) in requests.into_iter().enumerate() {
             let list: Vec<(u32, u8, u8)> = list.into_iter().take(11).collect();
-            bench.put(kind, sector, &segments(&list));
+            // A discard's count is where the first segment of others is.
+            match list.first() {
+                Some((low, high, _)) if kind == op::DISCARD => {
+                    let count = u64::from(*low) << (8 * high % 64);
+                    bench.put_discard(*high, sector, count)
+                }
+                _ => bench.put(kind, sector, &segments(&list)),
+            };
             for (at, offset, value) in &jumps {
                 if *at == index {
                     bench.counter(*offset, *value);

@@ -7,12 +7,13 @@ use std::vec::Vec;
 use super::front::{Bench, Shape, segments};
 use crate::proto::{Abi, op};
 
-/// Writes and reads until all are answered; the back end dies after so many stores, each time.
+/// Writes, flushes and gives up sectors until all are answered; the back end dies after so many stores, each time.
 fn survive(deaths: &[usize], shape: Shape, count: u32) -> Result<(), TestCaseError> {
     let mut bench = Bench::new(shape);
     for page in 10..20 {
         bench.fill(page, page as u8);
     }
+    bench.disk_is(0xff);
     let mut deaths = deaths.iter();
     let mut wanted: BTreeMap<u64, ()> = BTreeMap::new();
     let mut answered: Vec<u64> = Vec::new();
@@ -22,6 +23,7 @@ fn survive(deaths: &[usize], shape: Shape, count: u32) -> Result<(), TestCaseErr
             let page = 10 + sent % 10;
             let id = match sent % 4 {
                 3 => bench.put(op::FLUSH_DISKCACHE, 0, &[]),
+                2 => bench.put_discard(0, u64::from(sent) * 8, 8),
                 // Each its own sectors, from a page that is not written meanwhile.
                 _ => bench.put(op::WRITE, u64::from(sent) * 8, &segments(&[(page, 0, 7)])),
             };
@@ -47,11 +49,11 @@ fn survive(deaths: &[usize], shape: Shape, count: u32) -> Result<(), TestCaseErr
     prop_assert_eq!(answered, all, "each once, in order");
     for number in (0..count).filter(|number| number % 4 != 3) {
         let there = bench.disk(u64::from(number) * 8, 8);
-        prop_assert!(
-            there.iter().all(|byte| *byte == 10 + (number % 10) as u8),
-            "{}",
-            number
-        );
+        let expected = match number % 4 {
+            2 => 0,
+            _ => 10 + (number % 10) as u8,
+        };
+        prop_assert!(there.iter().all(|byte| *byte == expected), "{}", number);
     }
     Ok(())
 }

@@ -43,6 +43,8 @@ pub const CLOSED: &str = "6";
 pub const READ: u8 = 0;
 /// `BLKIF_OP_WRITE`.
 pub const WRITE: u8 = 1;
+/// `BLKIF_OP_DISCARD`.
+pub const DISCARD: u8 = 5;
 /// `BLKIF_OP_INDIRECT`.
 pub const INDIRECT: u8 = 6;
 
@@ -238,6 +240,14 @@ impl<'a> Front<'a> {
             self.ring.byte(at + 5).store(segment.last, SeqCst);
         }
         self.produced = self.produced.wrapping_add(1);
+        id
+    }
+
+    /// The same for sectors that nobody wants any more (`blkif_request_discard`).
+    pub fn put_discard(&mut self, flag: u8, sector: u64, sectors: u64) -> u64 {
+        let slot = self.slot();
+        let id = self.put(DISCARD, sector, flag, &[]);
+        self.ring.long(slot + 24).store(sectors, SeqCst);
         id
     }
 

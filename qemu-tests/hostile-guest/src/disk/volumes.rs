@@ -15,6 +15,9 @@ use super::{BACKEND, DATA, DATA_GRANT, RING_GRANT, open, read, tell};
 const PAGE: u64 = 8;
 /// What role `bounds` writes: every word of sector N is this and N.
 const MARK: u64 = 0x6d61_726b_0000_0000;
+/// Sectors that role `bounds` gives up.
+const GIVEN_UP: u64 = 37;
+const GIVEN_UP_SECTORS: u64 = 1001;
 /// Rounds of role `part`, and requests that it leaves behind in each.
 const ROUNDS: u32 = 8;
 const LEFT: u64 = 24;
@@ -81,6 +84,27 @@ pub fn bounds(front: &mut Front<'_>) -> Result<(), Dead> {
         let status = front.go();
         tell("bounds", what, status);
     }
+    for (what, sector, sectors) in [
+        ("discard behind the end", end, PAGE),
+        ("discard across the end", end - PAGE / 2, PAGE),
+        ("discard far behind the end", end + 4096, PAGE),
+        ("discard before the beginning", PAGE.wrapping_neg(), PAGE),
+        (
+            "discard across the beginning",
+            (PAGE / 2).wrapping_neg(),
+            PAGE,
+        ),
+        ("discard of more than there is", 0, end + 1),
+    ] {
+        front.put_discard(0, sector, sectors);
+        let status = front.go();
+        tell("bounds", what, status);
+    }
+    // What is inside goes, at a sector that is no multiple of anything.
+    front.put_discard(0, GIVEN_UP, GIVEN_UP_SECTORS);
+    let status = front.go();
+    tell("bounds", "discard inside", status);
+    say!("disk bounds: it reads: {:x?}", word_at(front, GIVEN_UP));
     for (what, sector) in [("first page", 0), ("last page", end - PAGE)] {
         fill(sector);
         front.put(WRITE, sector, 1, &[whole(DATA_GRANT)]);
@@ -130,6 +154,15 @@ pub fn overlay(front: &mut Front<'_>) -> Result<(), Dead> {
     say!("disk overlay: the rest is: {rest:x?}");
     let again = mark(front, 0);
     tell("overlay", "a page that is held already", again);
+    // What is given up reads as before, and others have its room, once.
+    front.put_discard(0, PAGE, PAGE);
+    let status = front.go();
+    tell("overlay", "a discard", status);
+    say!("disk overlay: it reads: {:x?}", word_at(front, PAGE));
+    let in_its_room = mark(front, end - PAGE);
+    tell("overlay", "a page in its room", in_its_room);
+    let again = mark(front, PAGE);
+    tell("overlay", "a page without room", again);
     // Whoever listens kills the backend.
     front.store.write("data", "order", "kill blkback")?;
     let closed = front.backend_is(CLOSING)?;
@@ -149,6 +182,9 @@ pub fn fixed(front: &mut Front<'_>) -> Result<(), Dead> {
     let before = word_at(front, 0);
     let wrote = mark(front, 0);
     tell("fixed", "a write", wrote);
+    front.put_discard(0, 0, PAGE);
+    let status = front.go();
+    tell("fixed", "a discard", status);
     let same = before.is_some() && word_at(front, 0) == before;
     say!("disk fixed: unchanged: {same}");
     tell("fixed", "a read afterwards", read(front));
