@@ -299,8 +299,10 @@ impl<'a> Bench<'a> {
                 if self.notices(mutant.number)? {
                     continue;
                 }
-                let line = told(mutant);
-                let known = explained.contains(&line);
+                let (line, which) = (told(mutant), which(&mutants, mutant));
+                let known =
+                    explained.contains(&line) || explained.contains(&(line.clone() + &which));
+                let line = line + &which;
                 eprintln!(
                     "     lives{}: {}:{} {line}",
                     if known { ", explained" } else { "" },
@@ -360,7 +362,18 @@ fn told(mutant: &Mutant) -> String {
     format!("`{}` {}: {}", mutant.file, mutant.function, mutant.what)
 }
 
-/// The list items of the explanations, up to their dash.
+/// Which of the changes of a function that are called the same: nothing if there is one.
+fn which(all: &[&Mutant], mutant: &Mutant) -> String {
+    let same = all.iter().filter(|other| told(other) == told(mutant));
+    let before = same.clone().filter(|other| other.number < mutant.number);
+    match same.clone().count() {
+        1 => String::new(),
+        count => format!(" ({} of {count})", before.count() + 1),
+    }
+}
+
+/// The list items of the explanations, up to their dash. One that does not say which of several of the
+/// same name it means, means all of them.
 fn explained(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let items = text.lines().filter_map(|line| line.strip_prefix("- "));
@@ -383,5 +396,28 @@ impl Test {
         let limit = (self.takes * PATIENCE).max(AT_LEAST);
         let ended = bounded::output(&mut command, limit)?;
         Ok(ended.is_none_or(|out| !out.status.success()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_of_the_same_name_are_counted() {
+        let mutant = |number, what: &str| Mutant {
+            number,
+            file: "a.rs".into(),
+            line: 1,
+            function: "f".into(),
+            what: what.into(),
+        };
+        let all = [mutant(1, "a"), mutant(2, "b"), mutant(3, "a")];
+        let all: Vec<&Mutant> = all.iter().collect();
+        let which = |at: usize| super::which(&all, all[at]);
+        assert_eq!(
+            [which(0), which(1), which(2)],
+            [" (1 of 2)", "", " (2 of 2)"]
+        );
     }
 }
