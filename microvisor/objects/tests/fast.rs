@@ -396,9 +396,37 @@ fn who_goes_on_has_its_registers_and_its_tables() {
 
 #[test]
 fn a_cpu_that_runs_nothing_has_no_fast_path() {
-    let (mut w, _) = acquainted(true);
-    for cpu in [1, 63, usize::MAX] {
-        assert_eq!(w.kernel.fast_call(cpu), None);
-        assert_eq!(w.kernel.fast_reply_receive(cpu), None);
+    let (mut w, threads) = acquainted(true);
+    // Whoever runs on CPU 0 could: root, and then the server.
+    for thread in [w.root, threads[2]] {
+        assert_eq!(w.kernel.current(0), thread);
+        w.set(thread, Call::Call, &[BADGED, 0]);
+        if thread != w.root {
+            w.set(thread, Call::ReplyReceive, &[ENDPOINTS | REPLIES << 32, 0]);
+        }
+        for cpu in [1, 63, usize::MAX] {
+            assert_eq!(w.kernel.fast_call(cpu), None);
+            assert_eq!(w.kernel.fast_reply_receive(cpu), None);
+        }
+        perform(&mut w, threads[2], &Step::Usual([0; 6]));
     }
+    assert_eq!(w.went_fast, 2);
+}
+
+#[test]
+fn an_answer_carries_what_the_capability_allows_that_was_called_by() {
+    let (mut w, threads) = acquainted(true);
+    let root = w.root;
+    let carries = MessageInfo::new(0, 0, 1).0;
+    // By a capability that grants, and then a call that fails by one that does not.
+    let _ = w.call(Call::Call, &[ENDPOINTS, 0]);
+    w.turn();
+    perform(&mut w, threads[2], &Step::Usual([0; 6]));
+    assert_eq!(w.kernel.current(0), root);
+    assert_eq!(w.call(Call::Call, &[BADGED, carries]).0, Status::NoRight);
+    w.went_fast = 0;
+    let _ = w.call(Call::Call, &[BADGED, 0]);
+    w.turn();
+    assert_eq!((w.kernel.current(0), w.went_fast), (threads[2], 1));
+    assert_eq!(w.call(Call::Reply, &[REPLIES, carries]).0, Status::NoRight);
 }
