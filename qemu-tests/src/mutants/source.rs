@@ -188,6 +188,11 @@ impl VisitMut for Maker<'_> {
                 self.visit_expr_mut(&mut again.cond);
                 self.visit_block_mut(&mut again.body);
             }
+            Expr::Match(choice) if is_planted(&choice.expr) => {
+                for arm in choice.arms.iter_mut().filter(|arm| !says_true(&arm.pat)) {
+                    self.visit_expr_mut(&mut arm.body);
+                }
+            }
             Expr::Unary(unary) if matches!(unary.op, UnOp::Not(_)) => {
                 let (plain, at) = (unary.expr.clone(), unary.span());
                 visit_mut::visit_expr_mut(self, expr);
@@ -248,6 +253,15 @@ fn lets(expr: &Expr) -> bool {
         Expr::Binary(binary) => lets(&binary.left) || lets(&binary.right),
         _ => false,
     }
+}
+
+/// True if this asks whether a fault is planted or a check is off: where it is, nothing is to be tried.
+fn is_planted(asked: &Expr) -> bool {
+    matches!(asked, Expr::Macro(asked) if asked.mac.path.is_ident("cfg"))
+}
+
+fn says_true(pattern: &syn::Pat) -> bool {
+    pattern.to_token_stream().to_string() == "true"
 }
 
 fn is_store(op: &BinOp) -> bool {
@@ -361,6 +375,13 @@ mod tests {
         let text =
             "fn f() -> X { if let Some(a) = b && c { d } else { match e { 1..=2 => g, _ => h } } }";
         assert!(kinds(text).is_empty());
+    }
+
+    #[test]
+    fn what_is_planted_stays() {
+        let text =
+            "fn f(a: X) -> X { match cfg!(planted = \"b\") { true => a + c, false => a - c } }";
+        assert_eq!(kinds(text), ["+ for -"]);
     }
 
     #[test]
