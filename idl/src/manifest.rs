@@ -21,7 +21,7 @@ use crate::message;
 use crate::volume::{Disk, Volume};
 
 /// Version word of the encoding; a manifest of another version is refused.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// First bytes of an encoded manifest.
 const MAGIC: [u8; 4] = *b"mvmf";
 
@@ -234,6 +234,8 @@ pub struct Guest {
     pub disks: Vec<Disk>,
     /// Other guests that it lets map what it grants them: its driver domains, by name.
     pub drivers: Vec<String>,
+    /// Highest version of the grant table that it may choose: 1 or 2.
+    pub max_grant_version: u32,
 }
 
 /// Why bytes are not a manifest.
@@ -342,6 +344,7 @@ mod tests {
                     read_only: true,
                 }]),
                 drivers: Vec::from(["storage".into()]),
+                max_grant_version: 2,
                 ..Guest::default()
             }]),
             exit: Exit::WhenGuestsStop,
@@ -400,7 +403,7 @@ mod tests {
 
         #[test]
         fn any_bytes_decode_without_panic(tail in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let mut bytes = Vec::from(*b"mvmf\x04\0\0\0");
+            let mut bytes = Vec::from(*b"mvmf\x05\0\0\0");
             bytes.extend(tail);
             let _ = Manifest::decode(&bytes);
         }

@@ -102,6 +102,8 @@ pub struct Definition {
     pub disks: heapless::Vec<Disk, DISKS_MAX>,
     /// What becomes of it when it ends.
     pub ends: Ends,
+    /// Highest version of the grant table that it may choose: 1 or 2.
+    pub max_grant_version: u32,
 }
 
 /// Why a guest cannot be defined.
@@ -112,7 +114,8 @@ pub enum DefineError {
     Name,
     /// There is a guest of this name.
     Taken,
-    /// No vCPU, too many of them, or memory that is not a number of pieces of 2 MiB.
+    /// No vCPU, too many of them, memory that is not a number of pieces of 2 MiB, or a version of the
+    /// grant table that there is not.
     Size,
     /// The machine has no such CPU.
     Cpu(u32),

@@ -300,6 +300,7 @@ fn the_largest_definition_fits_a_message() {
             reboot: true,
             crash: true,
         },
+        max_grant_version: u32::MAX,
     };
     assert_eq!(operator.define(definition), Ok(2048 + 32 + 8));
     assert_eq!(operator.file(path(), 0), Ok(None));

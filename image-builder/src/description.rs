@@ -171,6 +171,8 @@ pub struct Guest {
     pub disks: Vec<Disk>,
     /// Guests that serve devices to it.
     pub drivers: Vec<At<String>>,
+    /// Highest version of the grant table that it may choose.
+    pub max_grant_version: At<u32>,
 }
 
 /// One of a guest's `disks`.

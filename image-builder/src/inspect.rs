@@ -227,6 +227,7 @@ impl Contents {
                 "console": g.console,
                 "disks": g.disks.iter().map(disk).collect::<Vec<_>>(),
                 "drivers": g.drivers,
+                "max_grant_version": g.max_grant_version,
             })
         };
         let components: Vec<Value> = self.manifest.components.iter().map(component).collect();

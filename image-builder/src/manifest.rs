@@ -166,6 +166,7 @@ fn guest(description: &Description, from: &description::Guest) -> Guest {
             .filter_map(|from| disk(description, from))
             .collect(),
         drivers: from.drivers.iter().map(|at| at.value.clone()).collect(),
+        max_grant_version: from.max_grant_version.value,
         name,
     }
 }

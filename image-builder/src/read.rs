@@ -48,8 +48,19 @@ const COMPONENT: &[&str] = &[
     "keep",
 ];
 const GUEST: &[&str] = &[
-    "name", "kernel", "initrd", "cmdline", "memory", "vcpus", "cpus", "builder", "vmm", "console",
-    "disks", "drivers",
+    "name",
+    "kernel",
+    "initrd",
+    "cmdline",
+    "memory",
+    "vcpus",
+    "cpus",
+    "builder",
+    "vmm",
+    "console",
+    "disks",
+    "drivers",
+    "max-grant-version",
 ];
 const FORBID: &[&str] = &["component", "guests", "components", "ports", "interrupts"];
 const NEED: &[&str] = &["interface", "server"];
@@ -514,6 +525,7 @@ impl Reader {
         self.unknown_keys(&table.what, own, GUEST);
         let memory = self.size(&table, "memory", 1 << 20, 256 << 20);
         let vcpus = self.number(&table, "vcpus", 32, 1);
+        let version = self.number(&table, "max-grant-version", 2, 2);
         let mut cpus = self.list(
             &table,
             "cpus",
@@ -549,6 +561,7 @@ impl Reader {
             console: or(self, "console", "console"),
             disks: self.disks(&table),
             drivers: self.words(&table, "drivers", "drivers = [\"guest\"]"),
+            max_grant_version: At::new(version.value as u32, version.span),
             kernel: self.input(&table, "kernel"),
             initrd: self.input(&table, "initrd"),
             memory_mib: At::new(memory.value >> 20, memory.span),

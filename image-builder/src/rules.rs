@@ -481,6 +481,11 @@ impl Rules<'_> {
             let message = format!("{what}: {} vCPUs", guest.cpus.len());
             self.add(&guest.span, message, "write vcpus = 1 to 32");
         }
+        let version = &guest.max_grant_version;
+        if !(1..=2).contains(&version.value) {
+            let message = format!("{what}: grant tables have no version {}", version.value);
+            self.add(&version.span, message, "write max-grant-version = 1 or 2");
+        }
         for cpu in &guest.cpus {
             self.cpu(&cpu.span, &what, cpu.value);
         }

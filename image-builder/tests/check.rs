@@ -338,6 +338,22 @@ fn one_guest_is_a_whole_system() {
 }
 
 #[test]
+fn a_guest_may_be_kept_to_one_version_of_the_grant_table() {
+    let of = |more: &str| {
+        let text = format!("{GUEST}{more}");
+        assert_eq!(messages(&text), [], "{more}");
+        let (description, _) = read::text(Path::new("system.toml"), text);
+        manifest::manifest(&description).guests[0].max_grant_version
+    };
+    assert_eq!(of(""), 2);
+    assert_eq!(of("max-grant-version = 1\n"), 1);
+    for (version, says_so) in [(0, "no version 0"), (3, "from 0 to 2")] {
+        let text = format!("{GUEST}max-grant-version = {version}\n");
+        says(&text, 4, &[says_so]);
+    }
+}
+
+#[test]
 fn files_are_for_guests_to_come() {
     let text = "[[file]]\nname = \"a.cfg\"\ntext = \"name = 'a'\"\n[[file]]\nname = \"k\"\npath = \"Cargo.toml\"\n";
     assert_eq!(messages(text), []);
@@ -475,7 +491,7 @@ proptest! {
         key in prop_oneof![
             Just("name"), Just("kernel"), Just("memory"), Just("vcpus"), Just("cpus"), Just("ports"),
             Just("needs"), Just("interrupts"), Just("threads"), Just("cpu"), Just("priority"),
-            Just("device"), Just("dma"), Just("client-memory"), Just("disks"), Just("drivers"),
+            Just("device"), Just("dma"), Just("client-memory"), Just("disks"), Just("drivers"), Just("max-grant-version"),
         ],
         value in prop_oneof![
             Just("1".to_owned()), Just("-1".to_owned()), Just("99999999999999999999".to_owned()),

@@ -239,6 +239,8 @@ pub struct GuestStart {
     pub built: Option<idl::builder::Built>,
     /// For those who may use its grants and event channels (VMM only, and only if there are any).
     pub peers: Option<PeersStart>,
+    /// Highest version of the grant table that it may choose: 1 or 2.
+    pub max_grant_version: u32,
 }
 
 /// How a guest's VMM serves interface `peer`.
@@ -433,6 +435,7 @@ mod tests {
                     endpoint: u32::MAX,
                     pages: heapless::Vec::from_slice(&[u32::MAX; PEERS_MAX]).unwrap(),
                 }),
+                max_grant_version: u32::MAX,
             }),
             ..Startup::default()
         }

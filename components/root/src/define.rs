@@ -75,6 +75,7 @@ pub fn guest(
         console: console(manifest).into(),
         disks,
         drivers,
+        max_grant_version: definition.max_grant_version,
     };
     match plan::check_guest(manifest, &guest, cpus).first() {
         None => Ok(guest),
@@ -260,6 +261,7 @@ mod tests {
                 reboot: true,
                 crash: false,
             },
+            max_grant_version: 2,
         }
     }
 
@@ -300,6 +302,8 @@ mod tests {
             (|d| d.memory_mib = 63, DefineError::Size),
             (|d| d.memory_mib = u64::MAX - 1, DefineError::Size),
             (|d| d.vcpus.clear(), DefineError::Size),
+            (|d| d.max_grant_version = 0, DefineError::Size),
+            (|d| d.max_grant_version = 3, DefineError::Size),
             (|d| d.vcpus[1] = 2, DefineError::Cpu(2)),
             (|d| d.kernel.clear(), DefineError::Kernel),
             (|d| d.initrd = Some(Default::default()), DefineError::Initrd),

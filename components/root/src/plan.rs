@@ -154,6 +154,7 @@ pub fn check_guest(manifest: &Manifest, guest: &Guest, cpus: u64) -> Vec<PlanErr
         || guest.memory_mib == 0
         || !guest.memory_mib.is_multiple_of(2)
         || guest.memory_mib > 1 << 30
+        || !(1..=2).contains(&guest.max_grant_version)
     {
         errors.push(PlanError::Guest(guest.name.clone()));
     }
@@ -381,6 +382,7 @@ mod tests {
                 vcpus: vec![0, 1],
                 builder: "builder".into(),
                 vmm: "vmm".into(),
+                max_grant_version: 2,
                 ..Guest::default()
             }],
             ..Manifest::default()

@@ -76,6 +76,7 @@ fn fit(guest: &xl_cfg::Guest) -> Result<Definition, String> {
             reboot: guest.reboot_restarts,
             crash: guest.crash_restarts,
         },
+        max_grant_version: guest.max_grant_version,
     })
 }
 
@@ -96,6 +97,7 @@ mod tests {
         );
         assert_eq!((definition.name.as_str(), definition.disks.len()), ("a", 1));
         assert!(definition.disks[0].read_only && definition.ends.reboot);
+        assert_eq!(definition.max_grant_version, 2);
     }
 
     #[test]

@@ -271,7 +271,7 @@ fn configuration(machine: &Machine, guest: &GuestStart, ram: &Ram, vcpus: u32) -
             })
             .collect(),
         grant_frames: MAX_GRANT_FRAMES,
-        max_grant_version: 1,
+        max_grant_version: guest.max_grant_version,
         tsc: TscMode {
             khz: u32::try_from(khz).unwrap_or(u32::MAX),
             stable: machine.features & feature::INVARIANT_TSC != 0,

@@ -40,6 +40,8 @@ pub struct Guest {
     pub reboot_restarts: bool,
     /// When it crashes (`on_crash`).
     pub crash_restarts: bool,
+    /// Highest version of the grant table that it may choose: 1 or 2.
+    pub max_grant_version: u32,
 }
 
 /// Something to say about a file.
@@ -82,6 +84,7 @@ const KNOWN: &[&str] = &[
     "on_crash",
     "on_watchdog",
     "on_soft_reset",
+    "max_grant_version",
     "uuid",
 ];
 
@@ -232,6 +235,7 @@ impl<'a> Reader<'a> {
         let memory_mib = self.memory();
         let vcpus = self.vcpus(cpus);
         let disks = self.disks();
+        let max_grant_version = self.max_grant_version();
         self.uuid();
         let poweroff_restarts = self.end("on_poweroff", false);
         let reboot_restarts = self.end("on_reboot", true);
@@ -254,6 +258,7 @@ impl<'a> Reader<'a> {
             poweroff_restarts,
             reboot_restarts,
             crash_restarts,
+            max_grant_version: max_grant_version?,
         })
     }
 
@@ -429,6 +434,21 @@ impl<'a> Reader<'a> {
             }
         }
         disks
+    }
+
+    /// Without the key it is what xl takes on a machine whose Xen has both.
+    fn max_grant_version(&mut self) -> Option<u32> {
+        if self.config.get("max_grant_version").is_none() {
+            return Some(2);
+        }
+        match self.number("max_grant_version")? {
+            (1, _) => Some(1),
+            (2, _) => Some(2),
+            (other, place) => {
+                self.refuse(place, format!("max_grant_version is 1 or 2, not {other}"));
+                None
+            }
+        }
     }
 
     fn uuid(&mut self) {

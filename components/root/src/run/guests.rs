@@ -180,6 +180,7 @@ impl System {
             cmdline,
             built: None,
             peers: None,
+            max_grant_version: guest.max_grant_version,
         }
     }
 

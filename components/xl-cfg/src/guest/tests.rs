@@ -24,7 +24,7 @@ fn a_debian_guest_is_read() {
         b"name = 'debian'\ntype = 'pvh'\nkernel = '/boot/vmlinuz'\nramdisk = '/boot/initrd.img'\n\
           root = '/dev/xvda1'\nextra = 'ro quiet'\nmemory = 512\nmaxmem = '512'\nvcpus = 2\n\
           cpus = '2-3'\ndisk = ['root,raw,xvda1,rw']\non_crash = 'restart'\nvif = []\n\
-          uuid = 'c3a8a5c4-0000-1111-2222-333344445555'\n",
+          uuid = 'c3a8a5c4-0000-1111-2222-333344445555'\nmax_grant_version = 1\n",
     );
     let (guest, remarks) = guest(&config.unwrap(), 4).unwrap();
     assert_eq!(remarks, []);
@@ -47,6 +47,7 @@ fn a_debian_guest_is_read() {
             poweroff_restarts: false,
             reboot_restarts: true,
             crash_restarts: true,
+            max_grant_version: 1,
         }
     );
 }
@@ -66,6 +67,7 @@ fn what_is_ignored_is_named_with_its_place() {
         ]
     );
     assert_eq!((guest.cmdline.as_str(), guest.name.as_str()), ("y", "b"));
+    assert_eq!(guest.max_grant_version, 2, "as with xl");
 }
 
 #[test]
@@ -79,6 +81,9 @@ fn what_would_make_another_guest_is_refused() {
         ("memory = 63", "63 is not possible"),
         ("memory = 'much'", "a number is expected"),
         ("vcpus = 33", "1 to 32"),
+        ("max_grant_version = 0", "1 or 2, not 0"),
+        ("max_grant_version = '3'", "1 or 2, not 3"),
+        ("max_grant_version = []", "a number is expected"),
         ("vcpus = 2\nmaxvcpus = 4", "maxvcpus 4"),
         ("cpus = '0-4'", "CPUs 0 to 3"),
         ("cpus = '1,^1'", "leaves no CPU"),
