@@ -196,3 +196,193 @@ fn a_message_ends_with_either_capability() {
     }
     assert_eq!(inspect(&mut w, 550).more, 0);
 }
+
+#[test]
+fn a_device_is_attached_by_its_number_to_a_space_for_devices() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::AddressSpace, 2, SPACE, 1);
+    let one = |w: &mut World, slot: u64, function: u64, count: u64| {
+        w.ok(Call::Copy, &[10, 0, slot, 0xff, function | count << 32, 0]);
+    };
+    one(&mut w, DEVICE, 0x18, 2);
+    one(&mut w, DEVICE + 1, 0x18, 1);
+    one(&mut w, DEVICE + 2, 0x19, 1);
+    let bind = |w: &mut World, slot: u64, space: u64| w.call(Call::Bind, &[slot, space, DMA]).0;
+    assert_eq!(bind(&mut w, DEVICE, SPACE), Status::InvalidArgument);
+    assert_eq!(bind(&mut w, DEVICE + 1, 2), Status::WrongKind);
+    assert!(asked(&w).is_empty());
+    for (slot, domain) in [(DEVICE + 1, 1), (DEVICE + 2, 2)] {
+        assert_eq!(bind(&mut w, slot, SPACE), Status::Ok);
+        let asked = asked(&w);
+        let [
+            Ask::Attach {
+                function,
+                domain: d,
+                ..
+            },
+        ] = asked[..]
+        else {
+            panic!("{asked:?}");
+        };
+        assert_eq!((function, d), (0x17 + domain, domain));
+        assert!(inspect(&mut w, slot).mapped);
+        assert_eq!(bind(&mut w, slot, SPACE), Status::Busy);
+    }
+    assert!(asked(&w).is_empty());
+    // Taken out by its own capability alone; then the domain is the next one's.
+    w.ok(Call::Bind, &[DEVICE + 1, 0, DMA]);
+    assert!(!inspect(&mut w, DEVICE + 1).mapped && inspect(&mut w, DEVICE + 2).mapped);
+    let blocked = Ask::Block {
+        function: 0x18,
+        domain: 1,
+        quiet: false,
+    };
+    assert_eq!(asked(&w), [blocked]);
+    w.ok(Call::Bind, &[DEVICE + 1, 0, DMA]);
+    assert!(asked(&w).is_empty());
+    assert_eq!(bind(&mut w, DEVICE + 1, SPACE), Status::Ok);
+    let asked = asked(&w);
+    assert!(
+        matches!(asked[..], [Ask::Attach { domain: 1, .. }]),
+        "{asked:?}"
+    );
+}
+
+#[test]
+fn sixty_four_functions_can_be_attached() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::AddressSpace, 2, SPACE, 1);
+    for n in 0..65 {
+        let slot = 600 + n;
+        w.ok(Call::Copy, &[10, 0, slot, 0xff, n | 1 << 32, 0]);
+        let wanted = if n < 64 { Status::Ok } else { Status::NoMemory };
+        assert_eq!(w.call(Call::Bind, &[slot, SPACE, DMA]).0, wanted, "{n}");
+    }
+    // All of them are taken out when the space ends.
+    asked(&w);
+    w.ok(Call::Delete, &[0, SPACE]);
+    let asked = asked(&w);
+    assert_eq!(asked.len(), 64);
+    for (n, ask) in (0u16..).zip(asked) {
+        let blocked = Ask::Block {
+            function: n,
+            domain: n + 1,
+            quiet: false,
+        };
+        assert_eq!(ask, blocked);
+    }
+    assert_eq!(w.call(Call::Bind, &[664, SPACE, DMA]).0, Status::InvalidCap);
+}
+
+#[test]
+fn the_iommu_is_shown_every_table_that_was_written() {
+    let mut w = attached();
+    w.seen.wrote.borrow_mut().clear();
+    w.ok(Call::Unmap, &[FRAME]);
+    w.ok(Call::Map, &[FRAME, SPACE, 2 << 20, RW]);
+    w.ok(Call::Delete, &[0, FRAME]);
+    let wrote = w.seen.wrote.take();
+    let addresses: Vec<u64> = wrote.iter().map(|(_, address)| *address).collect();
+    assert_eq!(addresses, [1 << 20, 2 << 20, 2 << 20]);
+    assert!(
+        wrote
+            .iter()
+            .all(|(root, _)| *root == wrote[0].0 && root.0 != 0)
+    );
+    // Tables of components are none of its business.
+    let ram = w.ram();
+    w.make(ram, Kind::Frame, 12, FRAME, 1);
+    w.ok(Call::Map, &[FRAME, 2, 0x4000_0000, RW]);
+    w.ok(Call::Unmap, &[FRAME]);
+    assert!(w.seen.wrote.take().is_empty());
+}
+
+#[test]
+fn only_functions_of_the_space_forget_what_was_unmapped() {
+    let mut w = attached();
+    let ram = w.ram();
+    w.make(ram, Kind::AddressSpace, 2, 540, 1);
+    w.ok(Call::Bind, &[DEVICE, 0, DMA]);
+    w.ok(Call::Bind, &[DEVICE, 540, DMA]);
+    asked(&w);
+    w.ok(Call::Unmap, &[FRAME]);
+    assert_eq!(asked(&w), [Ask::Forget { domain: 2 }]);
+    w.ok(Call::Delete, &[0, 540]);
+    let blocked = Ask::Block {
+        function: 0x18,
+        domain: 1,
+        quiet: false,
+    };
+    assert_eq!(asked(&w), [blocked]);
+}
+
+#[test]
+fn a_table_that_an_iommu_may_walk_is_not_used_again() {
+    for mute in [true, false] {
+        let mut w = World::new();
+        let ram = w.ram();
+        w.make(ram, Kind::AddressSpace, 2, SPACE, 1);
+        w.make(ram, Kind::Tables, 3, SPACE + 20, 1);
+        w.ok(Call::Fill, &[SPACE, SPACE + 20]);
+        w.make(ram, Kind::Frame, 12, FRAME, 1);
+        w.make(ram, Kind::Frame, 21, FRAME + 1, 1);
+        w.ok(Call::Copy, &[10, 0, DEVICE, 0xff, 0x18 | 1 << 32, 0]);
+        w.ok(Call::Bind, &[DEVICE, SPACE, DMA]);
+        w.ok(Call::Map, &[FRAME, SPACE, 0x1000, RW]);
+        w.ok(Call::Unmap, &[FRAME]);
+        if mute {
+            self::mute(&w, Answer::Waiting);
+        }
+        w.ok(Call::Map, &[FRAME + 1, SPACE, 0, RW]);
+        let wanted = if mute { Status::NeedTable } else { Status::Ok };
+        let again = [FRAME, SPACE, 0x20_0000, RW];
+        assert_eq!(w.call(Call::Map, &again).0, wanted);
+    }
+}
+
+#[test]
+fn a_message_is_of_one_line_behind_those_of_the_isa() {
+    let mut w = attached();
+    let line = |w: &mut World, slot: u64, range: u64| {
+        w.ok(Call::Copy, &[6, 0, slot, 0xff, range, 0]);
+    };
+    let source = Role::Source as u64;
+    let isa = u64::from(microvisor_abi::cap::LINES_ISA as u32);
+    line(&mut w, 550, (isa - 1) | 1 << 32);
+    line(&mut w, 551, isa | 2 << 32);
+    line(&mut w, 552, isa | 1 << 32);
+    line(&mut w, 553, isa | 1 << 32);
+    for (slot, wanted) in [
+        (550, Status::InvalidArgument),
+        (551, Status::InvalidArgument),
+        (552, Status::Ok),
+        (553, Status::Busy),
+    ] {
+        assert_eq!(
+            w.call(Call::Bind, &[slot, DEVICE, source]).0,
+            wanted,
+            "{slot}"
+        );
+    }
+    let sends = |w: &World| w.seen.senders.borrow().get(&(isa as u32)).copied();
+    assert_eq!(sends(&w), Some(0x18));
+    // Unbound by the capability it was bound through, and no other.
+    w.ok(Call::Bind, &[553, 0, source]);
+    assert_eq!(sends(&w), Some(0x18));
+    assert_eq!(inspect(&mut w, 553).more, 0);
+    w.ok(Call::Delete, &[0, 553]);
+    assert_eq!(sends(&w), Some(0x18));
+    w.ok(Call::Delete, &[0, DEVICE + 1]);
+    assert_eq!(sends(&w), Some(0x18));
+    w.ok(Call::Bind, &[552, 0, source]);
+    assert_eq!((sends(&w), inspect(&mut w, 552).more), (None, 0));
+    // Both capabilities may move.
+    w.ok(Call::Bind, &[552, DEVICE, source]);
+    w.ok(Call::Move, &[0, DEVICE, 0, 560]);
+    w.ok(Call::Move, &[0, 552, 0, 561]);
+    assert_ne!(inspect(&mut w, 561).more, 0);
+    w.ok(Call::Delete, &[0, 560]);
+    assert_eq!((sends(&w), inspect(&mut w, 561).more), (None, 0));
+}

@@ -2,6 +2,7 @@
 //! brings about. Not refinement, but beside it in the same program.
 
 mod entries;
+mod frames;
 mod limits;
 
 use crate::arena::Arena;
