@@ -94,8 +94,11 @@ fn a_notification_that_a_cpu_may_be_reading_is_let_go_by_all_of_them() {
 #[test]
 fn a_thread_ends_with_the_capability_it_was_made_with() {
     let mut w = World::new();
+    let ram = w.ram();
     let thread = w.thread(510, 1, 15);
     w.ok(Call::Copy, &[510, 0, 512, 0xff, 0, 0]);
+    w.make(ram, Kind::Notification, 0, 514, 1);
+    w.ok(Call::Bind, &[514, 510, Role::Messages as u64]);
     w.seen.cpu.set(1);
     assert_eq!(w.turn(), thread);
     w.seen.cpu.set(0);
@@ -109,10 +112,10 @@ fn a_thread_ends_with_the_capability_it_was_made_with() {
     assert!(w.turn().is_null());
     w.seen.cpu.set(0);
     assert_eq!(w.turn(), w.root);
-    // Its time is free for another.
-    let ram = w.ram();
+    // Its time and what was bound to it are free for another.
     w.make(ram, Kind::Thread, 0, 513, 1);
     w.ok(Call::Bind, &[511, 513, Role::Time as u64]);
+    w.ok(Call::Bind, &[514, 513, Role::Messages as u64]);
 }
 
 #[test]
