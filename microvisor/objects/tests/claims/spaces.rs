@@ -2,7 +2,7 @@
 
 use microvisor_abi::cap::Map;
 use microvisor_abi::{Call, Kind, Status};
-use microvisor_objects::Flush;
+use microvisor_objects::{Flush, PhysAddr};
 
 use crate::RW;
 use crate::world::World;
@@ -132,4 +132,35 @@ fn a_vcpu_capability_that_goes_or_moves_is_forgotten_by_every_cpu() {
     assert!(!quiesces(&mut w, Call::Copy, &[500, 0, 501, 1, 0, 0]));
     assert!(quiesces(&mut w, Call::Move, &[0, 501, 0, 502]));
     assert!(quiesces(&mut w, Call::Delete, &[0, 502]));
+}
+
+#[test]
+fn a_host_space_shares_the_upper_half_of_the_cores_tables() {
+    let mut w = World::new();
+    // The world says that the core's own table is here.
+    let core = |entry: u64| PhysAddr(0x1000 + entry * 8);
+    for entry in [0u64, 255, 256, 300, 511] {
+        w.kernel.arena.write(core(entry), entry << 12 | 3);
+    }
+    let ram = w.ram();
+    w.make(ram, Kind::AddressSpace, 0, 500, 1);
+    w.make(ram, Kind::Thread, 0, 501, 1);
+    w.ok(Call::ThreadConfigure, &[501, 500, 1, 0x1000, 0x2000, 0]);
+    let thread = w.kernel.thread_in(w.root, 501).expect("a thread");
+    let root = w.kernel.space_root(thread).expect("a space");
+    for (entry, shared) in [
+        (0u64, 0u64),
+        (255, 0),
+        (256, 256),
+        (257, 0),
+        (300, 300),
+        (511, 511),
+    ] {
+        let seen: u64 = w.kernel.arena.read(root.add(entry * 8));
+        assert_eq!(
+            seen,
+            if shared == 0 { 0 } else { shared << 12 | 3 },
+            "{entry}"
+        );
+    }
 }
