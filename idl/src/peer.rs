@@ -23,10 +23,13 @@ use crate::{Cap, cap, interface, message};
 /// Event channels of one connection.
 pub const CHANNELS: u32 = 256;
 const WORDS: usize = CHANNELS as usize / 64;
-/// Mappings that one caller has at most at a time.
-pub const MAPPINGS_MAX: u32 = 1024;
+/// Mappings that one caller has at most at a time: two disks as busy as they can be, of which Linux's blkback
+/// keeps 1056 pages mapped each (32 requests of 33 pages), and their rings.
+pub const MAPPINGS_MAX: u32 = 2304;
 /// Handles in one `unmap`.
 pub const UNMAP_MAX: usize = 64;
+/// Bytes that one `copy` moves at most: what the page has beside its events.
+pub const COPY_MAX: usize = 4096 - 2 * 8 * WORDS;
 
 /// A caller: the badge of its capability. Root writes it.
 ///
@@ -69,6 +72,20 @@ pub struct GrantRef {
     pub reference: u32,
     /// The caller wants to write; a grant for reading only is then refused.
     pub write: bool,
+}
+
+/// A part of a granted page to be copied.
+#[message]
+#[derive(Copy)]
+pub struct GrantCopy {
+    /// `grant_ref_t`.
+    pub reference: u32,
+    /// Into the grant, which has to be writable; otherwise out of it.
+    pub write: bool,
+    /// Where in the page, in bytes.
+    pub offset: u16,
+    /// Bytes, at most [`COPY_MAX`]. With 0 it is only said whether the grant can be used.
+    pub length: u16,
 }
 
 /// Why the VMM refused.
@@ -116,6 +133,11 @@ pub trait Peer {
     fn bind(&self, port: u32) -> Result<u32, PeerError>;
     /// Ends a channel; the guest's port is unbound again.
     fn unbind(&self, channel: u32);
+    /// `bind` by a guest's VMM: `own` is that guest's port, which `EVTCHNOP_status` tells this one.
+    fn bind_port(&self, port: u32, own: u32) -> Result<u32, PeerError>;
+    /// Copies between a grant and [`ChannelPage::data`], with nothing mapped. The grant is in use for that
+    /// time only.
+    fn copy(&self, part: GrantCopy) -> Result<(), PeerError>;
 }
 
 /// Pending events of one direction. All zeros is none.
@@ -168,6 +190,8 @@ pub struct ChannelPage {
     pub to_guest: Pending,
     /// Set by the VMM, taken by the caller.
     pub to_caller: Pending,
+    /// The bytes of the `copy` that is under way. Either side may change them at any moment.
+    pub data: [AtomicU64; COPY_MAX / 8],
 }
 const _: () = assert!(size_of::<ChannelPage>() == 4096);
 
@@ -177,6 +201,7 @@ impl ChannelPage {
         ChannelPage {
             to_guest: Pending([const { AtomicU64::new(0) }; WORDS]),
             to_caller: Pending([const { AtomicU64::new(0) }; WORDS]),
+            data: [const { AtomicU64::new(0) }; COPY_MAX / 8],
         }
     }
 }

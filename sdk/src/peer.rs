@@ -21,7 +21,7 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use idl::cap::{Frame, Notification};
 pub use idl::peer::GrantRef;
-use idl::peer::{CHANNELS, ChannelPage, PeerClient, PeerError, UNMAP_MAX};
+use idl::peer::{CHANNELS, COPY_MAX, ChannelPage, GrantCopy, PeerClient, PeerError, UNMAP_MAX};
 use idl::peers::{PeersClient, PeersError};
 use idl::{CallError, Cap, ConnectError, Failure, heapless};
 use microvisor_abi::{FRAME, Rights, Status};
@@ -67,15 +67,42 @@ pub struct Mapped {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Channel(pub u32);
 
+/// The events of a connection, which need no call: for those who must not wait for one that somebody
+/// else makes.
+#[derive(Clone, Copy, Debug)]
+pub struct Bell {
+    /// Of the VMM.
+    doorbell: Cap<Notification>,
+    page: &'static ChannelPage,
+}
+
+impl Bell {
+    /// Sends an event: a bit, and a signal if it was clear. False: the VMM is gone.
+    pub fn signal(&self, channel: Channel) -> bool {
+        !self.page.to_guest.set(channel.0) || self.doorbell.signal(1).is_ok()
+    }
+
+    /// Takes the events that came. Only after a wait for the bit that was given to
+    /// [`Peer::connect`], or the next event may not set it.
+    pub fn pending(&self) -> impl Iterator<Item = Channel> + use<> {
+        let page: &'static ChannelPage = self.page;
+        page.to_caller.take().map(Channel)
+    }
+
+    /// Whether the VMM that was attached to is still there. To be asked when bit
+    /// [`crate::startup::PEERS`] came. The VMM has to look for bits once more, no harm.
+    pub fn is_alive(&self) -> bool {
+        self.doorbell.signal(1).is_ok()
+    }
+}
+
 /// A connection to one guest.
 pub struct Peer {
     client: PeerClient<EndpointTransport>,
     endpoint: EndpointTransport,
     /// Given to the VMM.
     wake: Cap<Notification>,
-    /// Of the VMM.
-    doorbell: Cap<Notification>,
-    page: &'static ChannelPage,
+    bell: Bell,
     page_frame: Cap<Frame>,
     page_address: u64,
     /// What is mapped, by handle.
@@ -157,8 +184,7 @@ impl Peer {
             client,
             endpoint,
             wake,
-            doorbell,
-            page,
+            bell: Bell { doorbell, page },
             page_frame,
             page_address,
             mapped: BTreeMap::new(),
@@ -168,6 +194,21 @@ impl Peer {
     /// Maps grants; each has its own outcome, an error being a `GNTST_*`. Four travel in a message.
     pub fn map(&mut self, grants: &[GrantRef]) -> Result<Vec<Result<Mapped, i16>>, Error> {
         let mut all = Vec::with_capacity(grants.len());
+        let outcome = self.map_all(grants, &mut all);
+        if let Err(Error::Refused(_) | Error::Core(_)) = outcome {
+            // The connection goes on, so what was mapped is not to stay with nobody.
+            let made = all.iter().filter_map(|one| one.as_ref().ok());
+            let handles: Vec<u32> = made.map(|mapped| mapped.handle).collect();
+            self.unmap(&handles)?;
+        }
+        outcome.map(|()| all)
+    }
+
+    fn map_all(
+        &mut self,
+        grants: &[GrantRef],
+        all: &mut Vec<Result<Mapped, i16>>,
+    ) -> Result<(), Error> {
         let (fours, rest) = grants.as_chunks::<4>();
         for four in fours {
             match self.client.map_four(*four) {
@@ -190,7 +231,7 @@ impl Peer {
             let one = self.map_one(*grant)?;
             all.push(one);
         }
-        Ok(all)
+        Ok(())
     }
 
     fn map_one(&mut self, grant: GrantRef) -> Result<Result<Mapped, i16>, Error> {
@@ -207,6 +248,42 @@ impl Peer {
             discard(old);
         }
         Mapped { handle, frame }
+    }
+
+    /// Copies `length` bytes of a grant from `offset` on, with nothing mapped; with none only asks whether the
+    /// grant can be read. `taken` is told of each part: how many bytes came before, the words that it is in,
+    /// which the VMM may change at any moment, and its bytes. It answers false to end the copy.
+    pub fn read_grant(
+        &mut self,
+        reference: u32,
+        offset: u16,
+        length: u16,
+        mut taken: impl FnMut(usize, &[AtomicU64], usize) -> bool,
+    ) -> Result<(), Error> {
+        for (before, part) in parts(reference, false, offset, length) {
+            self.client.copy(part).map_err(refused)?;
+            if !taken(before, &self.bell.page.data, part.length.into()) {
+                return Err(Error::Refused(PeerError::Grant(GENERAL_ERROR)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same in the other direction: `given` puts each part into the words.
+    pub fn write_grant(
+        &mut self,
+        reference: u32,
+        offset: u16,
+        length: u16,
+        mut given: impl FnMut(usize, &[AtomicU64], usize) -> bool,
+    ) -> Result<(), Error> {
+        for (before, part) in parts(reference, true, offset, length) {
+            if !given(before, &self.bell.page.data, part.length.into()) {
+                return Err(Error::Refused(PeerError::Grant(GENERAL_ERROR)));
+            }
+            self.client.copy(part).map_err(refused)?;
+        }
+        Ok(())
     }
 
     /// Maps grants, and the frames into the own space: for backends.
@@ -239,17 +316,6 @@ impl Peer {
         Ok(pages)
     }
 
-    /// Maps the frame of a grant into the own space. The frame has then its one mapping: whoever maps it
-    /// elsewhere too takes a copy.
-    pub fn page(&mut self, mapped: Mapped, write: bool) -> Result<Page, Status> {
-        let flags = if write { READ_WRITE } else { READ };
-        Ok(Page {
-            handle: mapped.handle,
-            address: window::place(mapped.frame, flags)?,
-            write,
-        })
-    }
-
     /// Ends mappings that [`Peer::map_pages`] made.
     pub fn unmap_pages(&mut self, pages: Vec<Page>) -> Result<(), Error> {
         let handles: Vec<u32> = pages.iter().map(|page| page.handle).collect();
@@ -278,11 +344,12 @@ impl Peer {
 
     /// Binds the guest's unbound port for our domain.
     pub fn bind(&mut self, port: u32) -> Result<Channel, Error> {
-        let number = self.client.bind(port).map_err(refused)?;
-        match number {
-            0..CHANNELS => Ok(Channel(number)),
-            _ => Err(Error::Refused(PeerError::Event(0))),
-        }
+        channel(self.client.bind(port))
+    }
+
+    /// [`Peer::bind`] for a guest whose own port is `own`.
+    pub fn bind_port(&mut self, port: u32, own: u32) -> Result<Channel, Error> {
+        channel(self.client.bind_port(port, own))
     }
 
     /// Ends a channel: the guest's port is unbound again.
@@ -290,21 +357,24 @@ impl Peer {
         self.client.unbind(channel.0).map_err(gone)
     }
 
-    /// Sends an event. No call: a bit, and a signal if it was clear. False: the VMM is gone.
+    /// Its events, for others too. Of no use, and without harm, when the connection is closed.
+    pub fn bell(&self) -> Bell {
+        self.bell
+    }
+
+    /// As [`Bell::signal`].
     pub fn signal(&self, channel: Channel) -> bool {
-        !self.page.to_guest.set(channel.0) || self.doorbell.signal(1).is_ok()
+        self.bell.signal(channel)
     }
 
-    /// Takes the events that came. Only after a wait for the bit that was given to
-    /// [`Peer::connect`], or the next event may not set it.
-    pub fn pending(&mut self) -> impl Iterator<Item = Channel> + '_ {
-        self.page.to_caller.take().map(Channel)
+    /// As [`Bell::pending`].
+    pub fn pending(&mut self) -> impl Iterator<Item = Channel> + use<> {
+        self.bell.pending()
     }
 
-    /// Whether the VMM that was attached to is still there. To be asked when bit
-    /// [`crate::startup::PEERS`] came. The VMM has to look for bits once more, no harm.
+    /// As [`Bell::is_alive`].
     pub fn is_alive(&self) -> bool {
-        self.doorbell.signal(1).is_ok()
+        self.bell.is_alive()
     }
 
     /// Ends the connection and gives back all that it held; the VMM takes it for ended when this
@@ -312,15 +382,51 @@ impl Peer {
     pub fn close(mut self) {
         let handles: Vec<u32> = self.mapped.keys().copied().collect();
         let _ = self.unmap(&handles);
+        self.abandon();
+    }
+
+    /// The same without a call, for a VMM that is gone or does not answer: what it gave is given back, and
+    /// it is told nothing.
+    pub fn abandon(mut self) {
         for frame in core::mem::take(&mut self.mapped).into_values() {
             discard(frame);
         }
         discard(self.page_frame);
         window::give_back(self.page_address);
-        for notification in [self.wake, self.doorbell] {
+        for notification in [self.wake, self.bell.doorbell] {
             discard(notification);
         }
         discard(self.endpoint.0);
+    }
+}
+
+/// The parts of a copy, at least one, and how many bytes come before each. A whole page is two equal ones.
+fn parts(
+    reference: u32,
+    write: bool,
+    offset: u16,
+    length: u16,
+) -> impl Iterator<Item = (usize, GrantCopy)> {
+    let each = match usize::from(length) {
+        0..=COPY_MAX => length.max(1),
+        _ => FRAME as u16 / 2,
+    };
+    (0..length.max(1)).step_by(each.into()).map(move |before| {
+        let part = GrantCopy {
+            reference,
+            write,
+            // What is no part of a page is refused.
+            offset: offset.saturating_add(before),
+            length: (length - before).min(each),
+        };
+        (before.into(), part)
+    })
+}
+
+fn channel(number: Result<u32, CallError<PeerError, Status>>) -> Result<Channel, Error> {
+    match number.map_err(refused)? {
+        number @ 0..CHANNELS => Ok(Channel(number)),
+        _ => Err(Error::Refused(PeerError::Event(0))),
     }
 }
 

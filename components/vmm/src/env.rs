@@ -4,16 +4,20 @@
 //! service thread.
 
 use core::sync::atomic::Ordering;
+use core::task::Poll;
 
 use sdk::prelude::*;
+use sdk::sync::Guard;
 use sdk::time;
+use vmm_guest::desk::{GrantAsk, PortAsk};
 use vmm_guest::ram::Word;
 use x86_platform::lookaside::Lookaside;
 use xen_abi::{
-    Env, Errno, GrantToken, LegacyLine, LinkId, MapError, ServiceId, ShutdownReason, SpecialFrame,
-    Upcall, VcpuStart,
+    Env, Errno, GrantCopy, GrantToken, LegacyLine, LinkId, MapError, ServiceId, ShutdownReason,
+    SpecialFrame, Upcall, VcpuStart,
 };
 
+use crate::foreign::Foreign;
 use crate::map::Removed;
 use crate::shared::{Shared, flag, service};
 use crate::stop::Reason;
@@ -36,6 +40,8 @@ pub struct Effects<'a> {
     lookaside: Option<&'a mut Lookaside<Word>>,
     /// This vCPU's Xen upcall may be pending.
     pub upcall: bool,
+    /// Other guests' VMMs are to be asked or told something: `ask::settle`.
+    pub abroad: bool,
 }
 
 impl<'a> Effects<'a> {
@@ -51,7 +57,14 @@ impl<'a> Effects<'a> {
             vcpu,
             lookaside,
             upcall: false,
+            abroad: false,
         }
+    }
+
+    /// Other guests' grants and ports; for what leaves something to do.
+    fn abroad(&mut self) -> Guard<'_, Foreign> {
+        self.abroad = true;
+        self.shared.foreign.lock()
     }
 
     #[inline(never)]
@@ -114,36 +127,64 @@ impl Env for Effects<'_> {
         }
     }
 
-    fn reaches(&mut self, domid: u16) -> bool {
-        self.shared.foreign.lock().reach(domid).is_some()
+    fn reaches(&mut self, domid: u16) -> Poll<bool> {
+        let vcpu = self.vcpu;
+        self.abroad().reaches(vcpu, domid)
     }
 
-    fn grant_open(&mut self, domid: u16, reference: u32, write: bool) -> Result<GrantToken, i16> {
-        self.shared.foreign.lock().open(domid, reference, write)
+    fn grant_open(
+        &mut self,
+        domid: u16,
+        reference: u32,
+        write: bool,
+    ) -> Poll<Result<GrantToken, i16>> {
+        let vcpu = self.vcpu;
+        let ask = GrantAsk {
+            domid,
+            reference,
+            write,
+        };
+        self.abroad().open(vcpu, ask)
+    }
+
+    fn grant_soon(&mut self, domid: u16, reference: u32, write: bool) {
+        let vcpu = self.vcpu;
+        let ask = GrantAsk {
+            domid,
+            reference,
+            write,
+        };
+        self.abroad().open_soon(vcpu, ask);
     }
 
     fn grant_place(&mut self, token: GrantToken, gfn: u64) -> bool {
         self.shared.foreign.lock().place(self.shared, token, gfn)
     }
 
-    fn grant_read(&mut self, token: GrantToken, offset: usize, into: &mut [u8]) -> bool {
-        self.shared.foreign.lock().read(token, offset, into)
-    }
-
-    fn grant_write(&mut self, token: GrantToken, offset: usize, from: &[u8]) -> bool {
-        self.shared.foreign.lock().write(token, offset, from)
+    fn grant_copy(&mut self, copy: GrantCopy) -> Poll<Result<(), i16>> {
+        let vcpu = self.vcpu;
+        self.abroad().copy(vcpu, copy)
     }
 
     fn grant_close(&mut self, token: GrantToken) {
-        self.shared.foreign.lock().close(self.shared, token);
+        let (shared, vcpu) = (self.shared, self.vcpu);
+        self.abroad().close(shared, vcpu, token);
     }
 
-    fn bind_remote(&mut self, domid: u16, port: u32, local: u32) -> Result<(LinkId, u16), Errno> {
-        self.shared.foreign.lock().bind(domid, port, local)
+    fn bind_remote(
+        &mut self,
+        domid: u16,
+        port: u32,
+        local: u32,
+    ) -> Poll<Result<(LinkId, u16), Errno>> {
+        let vcpu = self.vcpu;
+        let ask = PortAsk { domid, port, local };
+        self.abroad().bind(vcpu, ask)
     }
 
     fn channel_closed(&mut self, link: LinkId, channel: u16) {
-        self.shared.foreign.lock().unbind(link, channel);
+        let vcpu = self.vcpu;
+        self.abroad().unbind(vcpu, link, channel);
     }
 
     fn shutdown(&mut self, reason: ShutdownReason) {

@@ -9,6 +9,8 @@ extern crate alloc;
 extern crate std;
 
 pub mod console;
+pub mod deadline;
+pub mod desk;
 pub mod links;
 #[allow(unsafe_code)]
 pub mod ram;

@@ -8,12 +8,16 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use idl::peer::{CHANNELS, ChannelPage, GrantRef, MAPPINGS_MAX, PeerError};
+use idl::peer::{CHANNELS, COPY_MAX, ChannelPage, GrantCopy, GrantRef, MAPPINGS_MAX, PeerError};
 use xen_abi::{Domain, Env, GuestMemory, LinkId};
 
 /// `EINVAL` and `ENOSPC` of Xen's public/errno.h.
 const EINVAL: u16 = 22;
 const ENOSPC: u16 = 28;
+/// `GNTST_general_error`, `GNTST_bad_copy_arg`.
+const GENERAL_ERROR: i16 = -1;
+const BAD_COPY_ARG: i16 = -10;
+const PAGE: u64 = 4096;
 
 /// Makes what callers get: capabilities to pages of the guest.
 pub trait Frames {
@@ -175,6 +179,39 @@ impl<F: Copy> Links<F> {
         made.try_into().map_err(|_| PeerError::Full)
     }
 
+    /// Copies between a grant and the page of the connection.
+    pub fn copy<M: GuestMemory, S: Frames<Frame = F>>(
+        &mut self,
+        caller: u16,
+        part: GrantCopy,
+        page: &ChannelPage,
+        side: &mut Side<'_, M, S>,
+    ) -> Result<(), PeerError> {
+        let user = self.link(caller)?.domain;
+        let GrantCopy {
+            reference,
+            write,
+            offset,
+            length,
+        } = part;
+        if usize::from(length) > COPY_MAX {
+            return Err(PeerError::Grant(BAD_COPY_ARG));
+        }
+        let (domain, memory, frames) = (&mut *side.domain, side.memory, &*side.frames);
+        let is_ram = |gfn| frames.is_ram(gfn);
+        let gfn = domain
+            .pin_for_copy(user, reference, write, (offset, length), memory, is_ram)
+            .map_err(PeerError::Grant)?;
+        let (address, length) = (gfn * PAGE + u64::from(offset), length.into());
+        let done = if write {
+            memory.write_shared(address, &page.data, length)
+        } else {
+            memory.read_shared(address, &page.data, length)
+        };
+        domain.unpin_grant(reference, write, memory);
+        done.map_err(|_| PeerError::Grant(GENERAL_ERROR))
+    }
+
     /// Ends a mapping; true if there was one.
     pub fn unmap<M: GuestMemory, S: Frames<Frame = F>>(
         &mut self,
@@ -193,11 +230,13 @@ impl<F: Copy> Links<F> {
     }
 
     /// Binds the guest's port to a channel: its number. The caller's end gets an event at once, as a
-    /// port of Xen's does when it is bound: what the guest sent before is not lost.
+    /// port of Xen's does when it is bound: what the guest sent before is not lost. `own` is what the
+    /// caller's guest calls its end; what is no guest has the number of the channel for that.
     pub fn bind<E: Env>(
         &mut self,
         caller: u16,
         port: u32,
+        own: Option<u32>,
         domain: &mut Domain,
         env: &mut E,
     ) -> Result<u32, PeerError> {
@@ -209,7 +248,13 @@ impl<F: Copy> Links<F> {
             .find(|(channel, port)| !domain.is_channel(**port, id, *channel));
         let (channel, place) = free.ok_or(PeerError::Event(ENOSPC))?;
         domain
-            .bind_channel(port, link.domain, id, channel)
+            .bind_channel(
+                port,
+                link.domain,
+                id,
+                channel,
+                own.unwrap_or(channel.into()),
+            )
             .map_err(|_| PeerError::Event(EINVAL))?;
         *place = port;
         env.channel_event(id, channel);

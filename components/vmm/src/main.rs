@@ -12,6 +12,10 @@
 extern crate alloc;
 
 #[cfg(target_os = "none")]
+mod abroad;
+#[cfg(target_os = "none")]
+mod ask;
+#[cfg(target_os = "none")]
 mod env;
 #[cfg(target_os = "none")]
 mod foreign;

@@ -1,10 +1,10 @@
 //! The guest's address space in the core: RAM in 2 MiB mappings, cut into 4 KiB ones only where
-//! the guest takes a page out or puts a special frame in.
+//! the guest takes a page out or puts a special frame in, and other guests' pages where this one is their
+//! driver domain.
 //!
 //! Called under its lock by whichever vCPU thread makes the hypercall. While a 2 MiB mapping is
 //! being cut, other vCPUs fault on it and try again (see `vcpu::mmio`): nothing is lost.
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use sdk::abi::cap::Map;
@@ -17,6 +17,8 @@ use xen_abi::{MapError, SpecialFrame};
 use guest_loader::layout::{HIGH_START, LOW_END};
 
 use vmm_guest::ram::Ram;
+
+use crate::abroad::Abroad;
 
 const PAGE: u64 = 4096;
 /// 4 KiB frames in one of 2 MiB.
@@ -50,8 +52,8 @@ pub struct GuestMap {
     gfn_end: u64,
     chunks: Vec<Chunk>,
     special: Vec<Cap<cap::Frame>>,
-    /// Pages of other guests, by where they are.
-    foreign: BTreeMap<u64, Cap<cap::Frame>>,
+    /// Pages of other guests.
+    foreign: Abroad,
 }
 
 fn chunk_address(index: usize) -> u64 {
@@ -84,7 +86,7 @@ impl GuestMap {
             gfn_end: (1u64 << bits.clamp(32, 52)) / PAGE,
             chunks,
             special,
-            foreign: BTreeMap::new(),
+            foreign: Abroad::default(),
         })
     }
 
@@ -139,14 +141,14 @@ impl GuestMap {
             .inspect_err(|_| slots::give_back(slot))
     }
 
-    /// Maps a page of another guest at `gfn` in place of what is there: the copy that is mapped.
+    /// Maps a page of another guest, which is mapped nowhere, at `gfn` in place of what is there.
     pub fn place(
         &mut self,
         ram: &Ram,
         frame: Cap<cap::Frame>,
         gfn: u64,
         write: bool,
-    ) -> Result<Cap<cap::Frame>, MapError> {
+    ) -> Result<(), MapError> {
         if gfn >= self.gfn_end || gfn == apic::BASE_ADDRESS / PAGE {
             return Err(MapError::OutOfRange);
         }
@@ -155,35 +157,33 @@ impl GuestMap {
         } else {
             Map::READ
         };
-        // A copy: the frame may be mapped in our own space as well. It goes with the frame.
-        let copy = frame.copy(Rights::ALL).map_err(|_| MapError::NoMemory)?;
         let removed = self.remove(ram, gfn);
         let mapped = removed.and_then(|_| {
-            memory::map_into(memory::own(), self.space, copy, gfn * PAGE, flags)
+            memory::map_into(memory::own(), self.space, frame, gfn * PAGE, flags)
                 .map_err(|_| MapError::NoMemory)
         });
         match mapped {
-            Ok(()) => {
-                self.foreign.insert(gfn, copy);
-            }
+            Ok(()) => self.foreign.placed(gfn, frame, write),
             Err(_) => {
-                slots::discard(copy);
                 if removed == Ok(Removed::Ram) {
                     // What was there comes back; its tables exist.
                     let _ = self.populate(ram, gfn, false);
                 }
             }
         }
-        mapped.map(|()| copy)
+        mapped
     }
 
-    /// Takes another guest's page out, if it is still there: the guest may have put something else
+    /// Another guest's page is about to go, and unmaps itself by that. The guest may have put something else
     /// in its place.
-    pub fn take_out(&mut self, copy: Cap<cap::Frame>, gfn: u64) {
-        if self.foreign.get(&gfn) == Some(&copy) {
-            self.foreign.remove(&gfn);
-            slots::discard(copy);
-        }
+    pub fn let_go(&mut self, frame: Cap<cap::Frame>, gfn: u64) {
+        self.foreign.let_go(gfn, frame);
+    }
+
+    /// The guest touched a page of another guest that is gone: true if something stands in for it, or it is
+    /// there after all, so that the guest can try again.
+    pub fn stands_in(&mut self, gfn: u64, write: bool) -> bool {
+        self.foreign.stands_in(self.space, gfn, write)
     }
 
     fn map_page(&self, frame: Cap<cap::Frame>, gfn: u64) -> Result<(), MapError> {
@@ -205,8 +205,7 @@ impl GuestMap {
             ram.set_special(index, None);
             return Ok(Removed::Special);
         }
-        if let Some(copy) = self.foreign.remove(&gfn) {
-            slots::discard(copy);
+        if self.foreign.take_out(gfn) {
             return Ok(Removed::Special);
         }
         if !ram.is_plain(gfn) {
@@ -263,7 +262,7 @@ impl GuestMap {
     /// Puts RAM back at a guest frame where it belongs, zeroed if asked. Answers false if
     /// something is mapped there: it stays.
     pub fn populate(&mut self, ram: &Ram, gfn: u64, zero: bool) -> Result<bool, MapError> {
-        if ram.is_plain(gfn) || ram.special_of(gfn).is_some() || self.foreign.contains_key(&gfn) {
+        if ram.is_plain(gfn) || ram.special_of(gfn).is_some() || self.foreign.is_at(gfn) {
             return Ok(false);
         }
         if !ram.belongs(gfn) {

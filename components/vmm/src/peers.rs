@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use idl::peer::{Badge, ChannelPage, GrantRef, Peer, PeerError, PeerServer, UNMAP_MAX};
+use idl::peer::{Badge, ChannelPage, GrantCopy, GrantRef, Peer, PeerError, PeerServer, UNMAP_MAX};
 use sdk::memory;
 use sdk::prelude::*;
 use sdk::startup::PeersStart;
@@ -263,7 +263,20 @@ impl PeerServer for Peers {
 
     fn bind(&mut self, client: u64, port: u32) -> Result<u32, PeerError> {
         let badge = caller(client)?;
-        self.events(|links, domain, effects| links.bind(badge.caller, port, domain, effects))
+        let caller = badge.caller;
+        self.events(|links, domain, effects| links.bind(caller, port, None, domain, effects))
+    }
+
+    fn bind_port(&mut self, client: u64, port: u32, own: u32) -> Result<u32, PeerError> {
+        let caller = caller(client)?.caller;
+        self.events(|links, domain, effects| links.bind(caller, port, Some(own), domain, effects))
+    }
+
+    fn copy(&mut self, client: u64, part: GrantCopy) -> Result<(), PeerError> {
+        let caller = caller(client)?.caller;
+        let outlet = self.shared.outlets.get(usize::from(caller));
+        let page = outlet.ok_or(PeerError::Unattached)?.page;
+        self.with(|links, side| links.copy(caller, part, page, side))
     }
 
     fn unbind(&mut self, client: u64, channel: u32) {

@@ -306,6 +306,23 @@ impl Ram {
         })
     }
 
+    fn move_out(&self, address: u64, into: &[AtomicU64], bytes: usize) -> Result<(), Unbacked> {
+        let target = words_place(into, bytes)?;
+        self.pieces(address, bytes, |place, at, count| {
+            // SAFETY: the piece has these bytes, as in `word_u32`; the words have them too, are others'
+            // memory than the guest's, and atomics.
+            unsafe { move_shared(place, target + at as u64, count) }
+        })
+    }
+
+    fn move_in(&self, address: u64, from: &[AtomicU64], bytes: usize) -> Result<(), Unbacked> {
+        let source = words_place(from, bytes)?;
+        self.pieces(address, bytes, |place, at, count| {
+            // SAFETY: as in `move_out`.
+            unsafe { move_shared(source + at as u64, place, count) }
+        })
+    }
+
     fn copy_in(&self, address: u64, bytes: &[u8]) -> Result<(), Unbacked> {
         self.pieces(address, bytes.len(), |place, at, count| {
             let Some(source) = bytes.get(at..at + count) else {
@@ -335,6 +352,34 @@ impl Ram {
     }
 }
 
+/// Copies bytes that others may use meanwhile: a hostile guest's vCPUs, another component. What they write
+/// just then arrives or does not, byte by byte.
+///
+/// # Safety
+/// So many bytes are mapped at both places, readable and writable respectively, they do not overlap, and
+/// nothing that Rust knows of is there but atomics.
+unsafe fn move_shared(from: u64, to: u64, bytes: usize) {
+    // SAFETY: the caller's promise; the direction flag is clear wherever Rust code runs.
+    unsafe {
+        core::arch::asm!(
+            "rep movsq",
+            "mov rcx, {rest}",
+            "rep movsb",
+            rest = in(reg) bytes % 8,
+            inout("rcx") bytes / 8 => _,
+            inout("rsi") from => _,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Where bytes of these words are, if there are as many.
+fn words_place(words: &[AtomicU64], bytes: usize) -> Result<u64, Unbacked> {
+    let fits = bytes <= size_of_val(words);
+    fits.then_some(words.as_ptr() as u64).ok_or(Unbacked)
+}
+
 fn load_byte(place: u64) -> u8 {
     // SAFETY: called with addresses that `Ram::pieces` handed out.
     unsafe { AtomicU8::from_ptr(place as *mut u8) }.load(Ordering::Relaxed)
@@ -358,6 +403,22 @@ impl xen_abi::GuestMemory for Ram {
     }
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), xen_abi::Unbacked> {
         Ok(self.copy_in(address, bytes)?)
+    }
+    fn read_shared(
+        &self,
+        address: u64,
+        into: &[AtomicU64],
+        bytes: usize,
+    ) -> Result<(), xen_abi::Unbacked> {
+        Ok(self.move_out(address, into, bytes)?)
+    }
+    fn write_shared(
+        &self,
+        address: u64,
+        from: &[AtomicU64],
+        bytes: usize,
+    ) -> Result<(), xen_abi::Unbacked> {
+        Ok(self.move_in(address, from, bytes)?)
     }
     #[inline(always)]
     fn read_u32(&self, address: u64) -> Result<u32, xen_abi::Unbacked> {

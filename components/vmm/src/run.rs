@@ -18,6 +18,7 @@ use x86_platform::apic::{Mode as ApicMode, Route};
 use xen_abi::{Config, Domain, MAX_GRANT_FRAMES, MapEntry, SpecialFrame, TscMode, Vendor};
 
 use vmm_guest::console::{GuestRing, Lines};
+use vmm_guest::deadline::Deadlines;
 use vmm_guest::ram::Ram;
 use vmm_guest::store::StoreRing;
 
@@ -179,7 +180,14 @@ fn start(env: &Env) -> Result<Service, StartError> {
             Some(peers) => Outlet::all(peers).map_err(core_error("pages shared with backends"))?,
             None => Box::default(),
         },
-        foreign: Mutex::new(Foreign::new(env.wire("peers"), service)),
+        foreign: Mutex::new(Foreign::new(env.wire("peers"), service, vcpus)),
+        connecting: Mutex::new(()),
+        deadlines: Deadlines::new(vcpus as usize),
+        threads: guest
+            .vcpu_threads
+            .iter()
+            .map(|right| right.thread())
+            .collect(),
         lines: Mutex::new(Lines::new()),
         vendor: if env.machine.features & feature::SVM != 0 {
             Vendor::Amd
@@ -226,6 +234,7 @@ fn start(env: &Env) -> Result<Service, StartError> {
         attached,
         store,
         peers,
+        watch: FOREVER,
     })
 }
 

@@ -11,6 +11,7 @@ use sdk::console::{self, Attached};
 use sdk::prelude::*;
 use sdk::startup::PEERS;
 
+use crate::ask;
 use crate::env::{Effects, NOBODY};
 use crate::peers::Peers;
 use crate::shared::{Shared, service};
@@ -65,16 +66,33 @@ pub struct Service {
     pub store: Option<(StoreRing<StoreServer>, u32)>,
     /// Who may use the guest's grants and event channels, if anybody.
     pub peers: Option<(Peers, Receiver)>,
+    /// When to look for vCPUs' threads that have waited too long.
+    pub watch: u64,
 }
 
 impl Service {
     /// Waits for bits, and answers requests meanwhile.
     fn next(&mut self) -> Result<u64, Status> {
+        loop {
+            let bits = match self.next_before(self.watch) {
+                Err(Status::Timeout) => service::WATCH,
+                other => other?,
+            };
+            if bits & service::WATCH != 0 {
+                self.watch = ask::watch(self.shared);
+            }
+            if bits & !service::WATCH != 0 {
+                return Ok(bits);
+            }
+        }
+    }
+
+    fn next_before(&mut self, deadline: u64) -> Result<u64, Status> {
         let Some((peers, receiver)) = &mut self.peers else {
-            return self.shared.service.wait(FOREVER);
+            return self.shared.service.wait(deadline);
         };
         loop {
-            match receiver.receive(FOREVER) {
+            match receiver.receive(deadline) {
                 Ok(Received::Notification(bits)) => return Ok(bits),
                 Ok(Received::Message(message)) => peers.answer(receiver, message),
                 // A caller that vanished, or whose capability did not fit.

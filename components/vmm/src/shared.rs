@@ -1,6 +1,6 @@
 //! What the threads of a VMM share: the Xen domain, the guest's memory, and a mailbox per vCPU.
 //!
-//! Locks: `domain`, then `foreign`, then `map`; never the other way round. All are the sdk's mutexes, which block
+//! Locks: `connecting`, `domain`, then `foreign`, then `map`; never the other way round. All are the sdk's mutexes, which block
 //! their waiters, because the service thread runs on a vCPU's CPU with another priority. Mailboxes take no lock, so that an interrupt between vCPUs never waits for a
 //! hypercall.
 
@@ -16,6 +16,7 @@ use crate::foreign::Foreign;
 use crate::map::GuestMap;
 use crate::peers::Outlet;
 use crate::stop::Stop;
+use vmm_guest::deadline::Deadlines;
 use vmm_guest::ram::Ram;
 
 /// Bits of [`Mailbox::flags`]: what a vCPU's thread has to look at.
@@ -123,6 +124,12 @@ pub struct Shared {
     pub outlets: Box<[Outlet]>,
     /// Other guests' grants and event channels.
     pub foreign: Mutex<Foreign>,
+    /// Whoever connects to another guest's VMM has this; nobody waits for it who has another lock.
+    pub connecting: Mutex<()>,
+    /// Until when vCPUs' threads wait for other guests' VMMs.
+    pub deadlines: Deadlines,
+    /// vCPUs' threads.
+    pub threads: Box<[Cap<cap::Thread>]>,
     /// Lines of the guest that go to the log.
     pub lines: Mutex<vmm_guest::console::Lines>,
     /// Which instruction this CPU's guests call with.
@@ -143,6 +150,8 @@ pub mod service {
     pub const GUEST_STORE: u64 = 1 << 3;
     /// The store has watch events for the guest.
     pub const STORE: u64 = 1 << 4;
+    /// A vCPU's thread waits for another guest's VMM, and nobody looks for how long.
+    pub const WATCH: u64 = 1 << 5;
     /// The first caller of interface `peer` set events; the others' bits follow.
     const PEER: u64 = 1 << 8;
 

@@ -173,6 +173,8 @@ pub struct Vcpu {
     /// The last guest-physical address that faulted although memory is mapped there, and how
     /// often in a row.
     retry: (u64, u32),
+    /// Other guests' VMMs have answered what the last hypercall asked, which is made again.
+    answers: bool,
 }
 
 /// Executes CPUID on the CPU that this thread runs on.
@@ -225,6 +227,7 @@ impl Vcpu {
             redeliver: 0,
             window: 0,
             retry: (0, 0),
+            answers: false,
         };
         vcpu.publish_route();
         Ok(vcpu)

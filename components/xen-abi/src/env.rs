@@ -1,6 +1,8 @@
 //! What a domain may cause outside itself: implemented by the VMM, by a recorder in host tests.
 //! Nothing here may call back into the [`crate::Domain`].
 
+use core::task::Poll;
+
 use crate::errno::Errno;
 use crate::memory::SpecialFrame;
 
@@ -60,6 +62,33 @@ pub struct LinkId(pub u16);
 /// Names a grant of another domain that the VMM has in use for this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GrantToken(pub u64);
+
+/// One side of a copy between two pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopySide {
+    /// The domain's own memory, at this address of [`crate::GuestMemory`].
+    Own(u64),
+    /// A page that another domain granted.
+    Granted {
+        /// Which domain.
+        domid: u16,
+        /// `grant_ref_t`.
+        reference: u32,
+        /// Bytes from the page's start.
+        offset: u16,
+    },
+}
+
+/// A copy of which another domain granted one side or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrantCopy {
+    /// What is read.
+    pub from: CopySide,
+    /// What is written.
+    pub to: CopySide,
+    /// Bytes, at most a page. With none it is only said whether the grants can be used.
+    pub length: u16,
+}
 
 /// A level-triggered line that `HVM_PARAM_CALLBACK_IRQ` may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,33 +212,37 @@ pub trait Env {
 
     /// Whether the domain may use another one's grants and ports, being its driver domain. What
     /// follows is asked only of those. The defaults are of a domain that is nobody's.
-    fn reaches(&mut self, _domid: u16) -> bool {
-        false
+    ///
+    /// The other domain answers when it likes. While it has not, this and the other questions to it are
+    /// pending: the call has then done nothing, ends with [`crate::Next::Restart`], and whoever made it asks
+    /// the other domain before it makes it again.
+    fn reaches(&mut self, _domid: u16) -> Poll<bool> {
+        Poll::Ready(false)
     }
 
-    /// Begins to use a grant of another domain; its status (`GNTST_*`) if it is refused.
+    /// Begins to use a grant of another domain; its status (`GNTST_*`) if it is refused. Each answer is
+    /// given once.
     fn grant_open(
         &mut self,
         _domid: u16,
         _reference: u32,
         _write: bool,
-    ) -> Result<GrantToken, i16> {
-        Err(crate::grant::status::BAD_DOMAIN)
+    ) -> Poll<Result<GrantToken, i16>> {
+        Poll::Ready(Err(crate::grant::status::BAD_DOMAIN))
     }
+
+    /// A grant will be asked for later in the same list, so that all are asked for at once.
+    fn grant_soon(&mut self, _domid: u16, _reference: u32, _write: bool) {}
 
     /// Puts a grant's page at guest frame `gfn`, in place of what is there.
     fn grant_place(&mut self, _token: GrantToken, _gfn: u64) -> bool {
         false
     }
 
-    /// Reads from a grant's page.
-    fn grant_read(&mut self, _token: GrantToken, _offset: usize, _into: &mut [u8]) -> bool {
-        false
-    }
-
-    /// Writes to a grant's page.
-    fn grant_write(&mut self, _token: GrantToken, _offset: usize, _from: &[u8]) -> bool {
-        false
+    /// Copies; the status (`GNTST_*`) of the first grant that is refused, the one that is read before the
+    /// other. Each answer is given once.
+    fn grant_copy(&mut self, _copy: GrantCopy) -> Poll<Result<(), i16>> {
+        Poll::Ready(Err(crate::grant::status::BAD_DOMAIN))
     }
 
     /// Ends the use; the page is nowhere in the guest's map any more.
@@ -221,8 +254,8 @@ pub trait Env {
         _domid: u16,
         _port: u32,
         _local: u32,
-    ) -> Result<(LinkId, u16), Errno> {
-        Err(Errno::Srch)
+    ) -> Poll<Result<(LinkId, u16), Errno>> {
+        Poll::Ready(Err(Errno::Srch))
     }
 
     /// The guest closed its port of a channel.

@@ -2,11 +2,13 @@
 //! `ports.rs`. Who learns of an event, and how, is `upcall.rs`.
 //!
 //! A port's other end is in this domain, a service of the VMM's side, or a channel of a connection to a
-//! backend or another domain, which the VMM carries events through.
+//! backend or another domain, which the VMM carries events through: see `interdomain.rs`.
+
+use core::task::Poll;
 
 use crate::access::{Caller, Fields, Reply};
 use crate::domain::{DOMID_SELF, Domain, SYSTEM};
-use crate::env::{Env, LinkId, ServiceId};
+use crate::env::{Env, ServiceId};
 use crate::errno::Errno;
 use crate::memory::GuestMemory;
 use crate::ports::{BUCKET, Binding, MAX_PORTS, Port};
@@ -83,18 +85,26 @@ impl Domain {
             }
             op::BIND_INTERDOMAIN => {
                 let mut bytes: [u8; 12] = caller.fetch(argument)?;
-                let remote = bytes.u32_at(4);
-                let port = match bytes.u16_at(0) {
+                let (domid, remote) = (bytes.u16_at(0), bytes.u32_at(4));
+                let port = if domid == SYSTEM {
                     // None of domain 0's ports is for this domain.
-                    SYSTEM => return Err(Errno::Inval),
-                    domid if self.require_self(domid).is_err() && caller.env.reaches(domid) => {
-                        self.bind_remote(domid, remote, caller.memory, caller.env)?
-                    }
-                    domid => {
-                        self.require_self(domid)?;
-                        self.bind_loop(remote, caller.memory, caller.env)?
-                    }
-                };
+                    Err(Errno::Inval)
+                } else if let Err(error) = self.require_self(domid) {
+                    let bound = match caller.env.reaches(domid) {
+                        Poll::Ready(false) => Poll::Ready(Err(error)),
+                        Poll::Ready(true) => {
+                            self.bind_remote(domid, remote, caller.memory, caller.env)
+                        }
+                        Poll::Pending => Poll::Pending,
+                    };
+                    let Poll::Ready(port) = bound else {
+                        self.restart(caller, [command.into(), argument, 0, 0, 0, 0]);
+                        return Ok(0);
+                    };
+                    port
+                } else {
+                    self.bind_loop(remote, caller.memory, caller.env)
+                }?;
                 bytes.put(8, &port.to_le_bytes());
                 caller.write(argument, &bytes).map(|()| 0)
             }
@@ -184,64 +194,6 @@ impl Domain {
         }
     }
 
-    /// Binds a port that waits for domain `remote` to a channel of the connection to it. `Inval`: the
-    /// port does not wait for that domain.
-    pub fn bind_channel(
-        &mut self,
-        port: u32,
-        remote: u16,
-        link: LinkId,
-        channel: u16,
-    ) -> Result<(), Errno> {
-        match self.ports.get_mut(port) {
-            Some(entry) if entry.binding == (Binding::Unbound { remote }) => {
-                entry.binding = Binding::Channel {
-                    link,
-                    channel,
-                    remote,
-                };
-                Ok(())
-            }
-            _ => Err(Errno::Inval),
-        }
-    }
-
-    /// Whether the port is still this channel: a guest closes its ports without asking.
-    #[must_use]
-    pub fn is_channel(&self, port: u32, link: LinkId, channel: u16) -> bool {
-        matches!(
-            self.ports.get(port),
-            Some(Port { binding: Binding::Channel { link: l, channel: c, .. }, .. })
-                if (*l, *c) == (link, channel)
-        )
-    }
-
-    /// The other end of a channel was closed: its port waits for that domain again.
-    pub fn unbind_channel(&mut self, port: u32, link: LinkId, channel: u16) {
-        if self.is_channel(port, link, channel)
-            && let Some(entry) = self.ports.get_mut(port)
-            && let Binding::Channel { remote, .. } = entry.binding
-        {
-            entry.binding = Binding::Unbound { remote };
-        }
-    }
-
-    /// The other end of a channel sent an event.
-    pub fn notify_channel<M: GuestMemory, E: Env>(
-        &mut self,
-        port: u32,
-        link: LinkId,
-        channel: u16,
-        memory: &M,
-        env: &mut E,
-    ) {
-        if self.is_channel(port, link, channel)
-            && let Some(&Port { vcpu, .. }) = self.ports.get(port)
-        {
-            self.set_pending(port, vcpu, memory, env);
-        }
-    }
-
     /// Raises a VIRQ: a per-vCPU one at `vcpu`, a global one where its port is bound. Nothing
     /// happens if the guest has not bound it.
     pub fn raise_virq<M: GuestMemory, E: Env>(
@@ -267,7 +219,7 @@ impl Domain {
         }
     }
 
-    fn allocate_port<M: GuestMemory>(
+    pub(crate) fn allocate_port<M: GuestMemory>(
         &mut self,
         binding: Binding,
         vcpu: u32,
@@ -339,31 +291,6 @@ impl Domain {
         // A notification sent before the ports were bound must not be lost.
         self.set_pending(local, 0, memory, env);
         Ok(local)
-    }
-
-    /// Binds a port of another domain. As in Xen, a full table answers first, and what was sent before
-    /// is not lost.
-    fn bind_remote<M: GuestMemory, E: Env>(
-        &mut self,
-        remote: u16,
-        port: u32,
-        memory: &M,
-        env: &mut E,
-    ) -> Result<u32, Errno> {
-        let local = self.allocate_port(Binding::Unbound { remote }, 0, memory)?;
-        let bound = env
-            .bind_remote(remote, port, local)
-            .and_then(|(link, channel)| self.bind_channel(local, remote, link, channel));
-        match bound {
-            Ok(()) => {
-                self.set_pending(local, 0, memory, env);
-                Ok(local)
-            }
-            Err(error) => {
-                self.ports.release(local);
-                Err(error)
-            }
-        }
     }
 
     fn bind_virq<M: GuestMemory>(
@@ -449,7 +376,8 @@ impl Domain {
             return Err(Errno::Inval);
         }
         self.require_self(bytes.u16_at(0))?;
-        let &Port { binding, vcpu } = self.ports.get(bytes.u32_at(4)).ok_or(Errno::Inval)?;
+        let port = bytes.u32_at(4);
+        let &Port { binding, vcpu } = self.ports.get(port).ok_or(Errno::Inval)?;
         // EVTCHNSTAT_*.
         let status: u32 = match binding {
             Binding::Free | Binding::Reserved => 0,
@@ -468,11 +396,9 @@ impl Domain {
                 bytes.put(20, &service.0.to_le_bytes());
                 2
             }
-            Binding::Channel {
-                channel, remote, ..
-            } => {
+            Binding::Channel { remote, .. } => {
                 bytes.put(16, &remote.to_le_bytes());
-                bytes.put(20, &u32::from(channel).to_le_bytes());
+                bytes.put(20, &self.ports.far(port).to_le_bytes());
                 2
             }
             Binding::Pirq(pirq) => {

@@ -4,13 +4,13 @@
 //! mean (`public/grant_table.h`; a domain whose physical map is translated).
 
 use alloc::collections::BTreeMap;
+use core::task::Poll;
 
 use crate::PAGE_SIZE;
-use crate::access::Caller;
+use crate::access::Fields;
 use crate::domain::Domain;
 use crate::env::{Env, GrantToken};
 use crate::grant::status;
-use crate::memory::GuestMemory;
 
 /// `GNTMAP_host_map`, `GNTMAP_readonly`.
 const HOST_MAP: u32 = 2;
@@ -33,77 +33,51 @@ pub(crate) struct Foreign {
     next: u32,
 }
 
-/// One side of a copy.
+/// What `gnttab_map_grant_ref` asks for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Place {
-    /// This address of the own memory.
-    Own(u64),
-    /// This offset in another domain's page.
-    Foreign(GrantToken, u64),
+pub(crate) struct Map {
+    pub host_address: u64,
+    pub flags: u32,
+    pub reference: u32,
+    pub domid: u16,
 }
 
-impl Place {
-    /// So many bytes on.
-    pub fn offset(self, bytes: u64) -> Place {
-        match self {
-            Place::Own(address) => Place::Own(address + bytes),
-            Place::Foreign(token, at) => Place::Foreign(token, at + bytes),
+impl Map {
+    pub fn read(bytes: &[u8; 20]) -> Map {
+        Map {
+            host_address: bytes.u64_at(0),
+            flags: bytes.u32_at(8),
+            reference: bytes.u32_at(12),
+            domid: bytes.u16_at(16),
         }
     }
 
-    pub fn read<M: GuestMemory, E: Env>(
-        self,
-        caller: &mut Caller<M, E>,
-        into: &mut [u8],
-    ) -> Result<(), i16> {
-        let done = match self {
-            Place::Own(address) => caller.memory.read(address, into).is_ok(),
-            Place::Foreign(token, at) => caller.env.grant_read(token, at as usize, into),
-        };
-        done.then_some(()).ok_or(status::GENERAL_ERROR)
-    }
-
-    pub fn write<M: GuestMemory, E: Env>(
-        self,
-        caller: &mut Caller<M, E>,
-        from: &[u8],
-    ) -> Result<(), i16> {
-        let done = match self {
-            Place::Own(address) => caller.memory.write(address, from).is_ok(),
-            Place::Foreign(token, at) => caller.env.grant_write(token, at as usize, from),
-        };
-        done.then_some(()).ok_or(status::GENERAL_ERROR)
-    }
-
-    /// It is not used any more.
-    pub fn close<E: Env>(self, env: &mut E) {
-        if let Place::Foreign(token, _) = self {
-            env.grant_close(token);
-        }
+    pub fn writes(&self) -> bool {
+        self.flags & READONLY == 0
     }
 }
 
 impl Domain {
     /// `GNTTABOP_map_grant_ref` of a domain that can be reached: the handle.
-    pub(crate) fn map_foreign<E: Env>(
-        &mut self,
-        env: &mut E,
-        domid: u16,
-        reference: u32,
-        flags: u32,
-        host_address: u64,
-    ) -> Result<u32, i16> {
+    pub(crate) fn map_foreign<E: Env>(&mut self, env: &mut E, map: &Map) -> Poll<Result<u32, i16>> {
         if self.foreign.mappings.len() >= MOST {
-            return Err(status::NO_DEVICE_SPACE);
+            return Poll::Ready(Err(status::NO_DEVICE_SPACE));
         }
-        if flags & !READONLY != HOST_MAP {
-            return Err(status::GENERAL_ERROR);
-        }
-        let gfn = host_address / PAGE_SIZE;
-        if !self.is_mappable(gfn) {
-            return Err(status::GENERAL_ERROR);
-        }
-        let token = env.grant_open(domid, reference, flags & READONLY == 0)?;
+        let Some(gfn) = self.place_of(map) else {
+            return Poll::Ready(Err(status::GENERAL_ERROR));
+        };
+        env.grant_open(map.domid, map.reference, map.writes())
+            .map(|opened| self.placed(env, opened?, gfn))
+    }
+
+    /// The guest frame where a page of another domain is to be, if that can be.
+    pub(crate) fn place_of(&self, map: &Map) -> Option<u64> {
+        let gfn = map.host_address / PAGE_SIZE;
+        (map.flags & !READONLY == HOST_MAP && self.is_mappable(gfn)).then_some(gfn)
+    }
+
+    /// The handle of a grant that is in use, once its page is where it is to be.
+    fn placed<E: Env>(&mut self, env: &mut E, token: GrantToken, gfn: u64) -> Result<u32, i16> {
         if !env.grant_place(token, gfn) {
             env.grant_close(token);
             return Err(status::GENERAL_ERROR);

@@ -1,20 +1,20 @@
 //! `grant_table_op` (`public/grant_table.h`): set-up of the table, copies, and refusals for domains that
 //! are not there. What others use of this table is in `granted.rs`, what this domain uses of theirs in
-//! `foreign.rs`, the table's frames, entries and versions in `grant/`.
+//! `foreign.rs`, copies and the table's frames, entries and versions in `grant/`.
 
+mod copy;
 pub(crate) mod entry;
 pub(crate) mod frames;
 mod version;
 
-use crate::PAGE_SIZE;
+use core::task::Poll;
+
 use crate::access::{Caller, Fields, Reply};
-use crate::domain::{DOMID_SELF, Domain, SYSTEM};
+use crate::domain::{Domain, SYSTEM};
 use crate::env::Env;
 use crate::errno::Errno;
-use crate::foreign::Place;
-use crate::grant::entry::{Extent, Use};
+use crate::foreign::Map;
 use crate::grant::frames::V1_PER_FRAME;
-use crate::granted::Wanted;
 use crate::memory::GuestMemory;
 
 /// `GNTTABOP_*`.
@@ -52,32 +52,12 @@ const MAP_ANY: u32 = 3;
 /// `GNTMAP_device_map | GNTMAP_application_map | GNTMAP_contains_pte`: not for a domain whose
 /// physical map is translated.
 const MAP_PV: u32 = 1 | 8 | 16;
-/// `GNTCOPY_source_gref`, `GNTCOPY_dest_gref`.
-const COPY_SOURCE_GREF: u16 = 1;
-const COPY_DEST_GREF: u16 = 2;
 /// References that a toolstack fills in when it makes a domain, console and xenstore
 /// (`GNTTAB_RESERVED_CONSOLE`, `GNTTAB_RESERVED_XENSTORE`). Domain 0 has what they granted then
 /// mapped for as long as the domain is there, whatever their entries say meanwhile.
 pub(crate) const MAPPED_BY_SYSTEM: u32 = 2;
 /// Operations done before the guest is re-entered.
 const BATCH: u32 = 32;
-
-/// One side of a copy.
-struct Side {
-    name: u64,
-    domid: u16,
-    offset: u16,
-    by_reference: bool,
-    writes: bool,
-}
-
-/// What a copy may touch at one side.
-struct Claim {
-    place: Place,
-    extent: Extent,
-    /// An entry of the own table is in use for it.
-    granted: bool,
-}
 
 impl Domain {
     #[inline(never)]
@@ -197,18 +177,31 @@ impl Domain {
             }
             let result = match command {
                 op::MAP_GRANT_REF => {
-                    let bytes: [u8; 20] = caller.fetch(at)?;
-                    self.map_grant(caller, at, &bytes)?
+                    let map = Map::read(&caller.fetch(at)?);
+                    self.map_grant(caller, at, &map)?
                 }
                 op::UNMAP_GRANT_REF => {
                     let bytes: [u8; 22] = caller.fetch(at)?;
-                    self.unmap_foreign(caller.env, bytes.u64_at(0), bytes.u32_at(16))
+                    let (address, handle) = (bytes.u64_at(0), bytes.u32_at(16));
+                    Poll::Ready(self.unmap_foreign(caller.env, address, handle))
                 }
                 op::SWAP_GRANT_REF => {
                     let bytes: [u8; 8] = caller.fetch(at)?;
-                    self.swap_grants(caller.memory, bytes.u32_at(0), bytes.u32_at(4))
+                    let (one, other) = (bytes.u32_at(0), bytes.u32_at(4));
+                    Poll::Ready(self.swap_grants(caller.memory, one, other))
                 }
                 _ => self.copy_one(caller, at)?,
+            };
+            let Poll::Ready(result) = result else {
+                if command == op::MAP_GRANT_REF {
+                    let later = (index + 1..count.min(BATCH)).zip(1..);
+                    self.announce(caller, later.map(|(_, n)| at.wrapping_add(n * size)));
+                }
+                let mut arguments = arguments;
+                arguments[1] = at;
+                arguments[2] = u64::from(count - index);
+                self.restart(caller, arguments);
+                break;
             };
             caller.write(at.wrapping_add(place), &result.to_le_bytes())?;
         }
@@ -219,24 +212,47 @@ impl Domain {
         &mut self,
         caller: &mut Caller<M, E>,
         at: u64,
-        bytes: &[u8; 20],
-    ) -> Result<i16, Errno> {
-        let (flags, reference) = (bytes.u32_at(8), bytes.u32_at(12));
-        let domid = bytes.u16_at(16);
-        let refused = self.refuse_map(flags, reference, domid);
-        if refused != status::BAD_DOMAIN || !caller.env.reaches(domid) {
-            return Ok(refused);
+        map: &Map,
+    ) -> Result<Poll<i16>, Errno> {
+        let refused = self.refuse_map(map.flags, map.reference, map.domid);
+        if refused != status::BAD_DOMAIN {
+            return Ok(Poll::Ready(refused));
         }
-        let mapped = self.map_foreign(caller.env, domid, reference, flags, bytes.u64_at(0));
-        match mapped {
-            Ok(handle) => {
+        let mapped = match caller.env.reaches(map.domid) {
+            Poll::Ready(true) => self.map_foreign(caller.env, map),
+            Poll::Ready(false) => Poll::Ready(Err(refused)),
+            Poll::Pending => Poll::Pending,
+        };
+        Ok(match mapped {
+            Poll::Ready(Ok(handle)) => {
                 // A bus address means nothing to a domain that has none.
                 let mut answer = [0; 12];
                 answer.put(0, &handle.to_le_bytes());
                 caller.write(at.wrapping_add(20), &answer)?;
-                Ok(status::OKAY)
+                Poll::Ready(status::OKAY)
             }
-            Err(status) => Ok(status),
+            Poll::Ready(Err(status)) => Poll::Ready(status),
+            Poll::Pending => Poll::Pending,
+        })
+    }
+
+    /// Entries of a list of maps will be asked for. One that cannot be read says so when it is its turn.
+    fn announce<M: GuestMemory, E: Env>(
+        &self,
+        caller: &mut Caller<M, E>,
+        entries: impl Iterator<Item = u64>,
+    ) {
+        for at in entries {
+            let Ok(map) = caller.fetch(at).map(|bytes| Map::read(&bytes)) else {
+                return;
+            };
+            if self.refuse_map(map.flags, map.reference, map.domid) == status::BAD_DOMAIN
+                && self.place_of(&map).is_some()
+                && caller.env.reaches(map.domid) == Poll::Ready(true)
+            {
+                let write = map.writes();
+                caller.env.grant_soon(map.domid, map.reference, write);
+            }
         }
     }
 
@@ -287,178 +303,4 @@ impl Domain {
             Err(status) => status,
         }
     }
-
-    fn copy_one<M: GuestMemory, E: Env>(
-        &mut self,
-        caller: &mut Caller<M, E>,
-        at: u64,
-    ) -> Result<i16, Errno> {
-        let (source, target, length) = if caller.is_compat() {
-            let bytes: [u8; 20] = caller.fetch(at)?;
-            let flags = bytes.u16_at(18);
-            let side = |offset: usize, gref, writes| Side {
-                name: u64::from(bytes.u32_at(offset)),
-                domid: bytes.u16_at(offset + 4),
-                offset: bytes.u16_at(offset + 6),
-                by_reference: flags & gref != 0,
-                writes,
-            };
-            let sides = (
-                side(0, COPY_SOURCE_GREF, false),
-                side(8, COPY_DEST_GREF, true),
-            );
-            (sides.0, sides.1, bytes.u16_at(16))
-        } else {
-            let bytes: [u8; 36] = caller.fetch(at)?;
-            let flags = bytes.u16_at(34);
-            let side = |offset: usize, gref, writes| Side {
-                name: bytes.u64_at(offset),
-                domid: bytes.u16_at(offset + 8),
-                offset: bytes.u16_at(offset + 10),
-                by_reference: flags & gref != 0,
-                writes,
-            };
-            let sides = (
-                side(0, COPY_SOURCE_GREF, false),
-                side(16, COPY_DEST_GREF, true),
-            );
-            (sides.0, sides.1, bytes.u16_at(32))
-        };
-        Ok(self
-            .copy_between(caller, &source, &target, length)
-            .map_or_else(|status| status, |()| status::OKAY))
-    }
-
-    fn copy_between<M: GuestMemory, E: Env>(
-        &mut self,
-        caller: &mut Caller<M, E>,
-        source: &Side,
-        target: &Side,
-        length: u16,
-    ) -> Result<(), i16> {
-        // Both domains must be there before anything else is asked.
-        for side in [source, target] {
-            if self.require_self(side.domid) == Err(Errno::Srch) && !caller.env.reaches(side.domid)
-            {
-                return Err(status::BAD_DOMAIN);
-            }
-        }
-        let from = self.claim(caller, source)?;
-        let done = match self.claim(caller, target) {
-            Ok(to) => {
-                let done = copy_pages(caller, (source, &from), (target, &to), length);
-                self.disclaim(caller, target, to);
-                done
-            }
-            Err(status) => Err(status),
-        };
-        self.disclaim(caller, source, from);
-        done
-    }
-
-    /// The page that a side names, and what of it the copy may touch. Ends with [`Domain::disclaim`].
-    fn claim<M: GuestMemory, E: Env>(
-        &mut self,
-        caller: &mut Caller<M, E>,
-        side: &Side,
-    ) -> Result<Claim, i16> {
-        if side.by_reference && self.require_self(side.domid) == Err(Errno::Srch) {
-            // The rest of the field is a frame's.
-            let reference = side.name as u32;
-            let token = caller.env.grant_open(side.domid, reference, side.writes)?;
-            return Ok(Claim {
-                place: Place::Foreign(token, 0),
-                extent: Extent::page(0),
-                granted: false,
-            });
-        }
-        self.claim_own(caller, side)
-    }
-
-    /// The same of a page of the domain's own.
-    fn claim_own<M: GuestMemory, E: Env>(
-        &mut self,
-        caller: &mut Caller<M, E>,
-        side: &Side,
-    ) -> Result<Claim, i16> {
-        // Only DOMID_SELF may name a page by its frame.
-        if side.domid != DOMID_SELF && !side.by_reference {
-            return Err(status::PERMISSION_DENIED);
-        }
-        // The rest of the field is a frame's.
-        let reference = side.name as u32;
-        if side.by_reference && side.domid == SYSTEM {
-            // Domain 0 has granted nothing.
-            return Err(match reference {
-                0..V1_PER_FRAME => status::GENERAL_ERROR,
-                _ => status::BAD_GNTREF,
-            });
-        }
-        let extent = if side.by_reference {
-            let wanted = Wanted {
-                domain: self.config.domid,
-                reference,
-                write: side.writes,
-                how: Use::Copy,
-            };
-            let Caller { memory, env, .. } = caller;
-            self.begin_use(wanted, *memory, |domain, gfn| {
-                domain.page_at(*env, gfn).is_some()
-            })?
-        } else {
-            Extent::page(side.name)
-        };
-        let page = self.page_at(caller.env, extent.gfn);
-        Ok(Claim {
-            place: Place::Own(page.ok_or(status::BAD_PAGE)?),
-            extent,
-            granted: side.by_reference,
-        })
-    }
-
-    /// The copy is over.
-    fn disclaim<M: GuestMemory, E: Env>(
-        &mut self,
-        caller: &mut Caller<M, E>,
-        side: &Side,
-        claim: Claim,
-    ) {
-        if claim.granted {
-            self.unpin_grant(side.name as u32, side.writes, caller.memory);
-        }
-        claim.place.close(caller.env);
-    }
-}
-
-/// Copies from one side's page to the other's.
-fn copy_pages<M: GuestMemory, E: Env>(
-    caller: &mut Caller<M, E>,
-    (source, from): (&Side, &Claim),
-    (target, to): (&Side, &Claim),
-    length: u16,
-) -> Result<(), i16> {
-    let fits = |side: &Side| u64::from(side.offset) + u64::from(length) <= PAGE_SIZE;
-    if !fits(source) || !fits(target) {
-        return Err(status::BAD_COPY_ARG);
-    }
-    let granted = |side: &Side, claim: &Claim| claim.extent.holds(side.offset, length);
-    if !granted(source, from) || !granted(target, to) {
-        return Err(status::GENERAL_ERROR);
-    }
-    let mut chunk = [0; 256];
-    let mut done = 0;
-    while done < u64::from(length) {
-        let take = (u64::from(length) - done).min(chunk.len() as u64);
-        let piece = chunk
-            .get_mut(..take as usize)
-            .ok_or(status::GENERAL_ERROR)?;
-        from.place
-            .offset(u64::from(source.offset) + done)
-            .read(caller, piece)?;
-        to.place
-            .offset(u64::from(target.offset) + done)
-            .write(caller, piece)?;
-        done += take;
-    }
-    Ok(())
 }

@@ -9,6 +9,7 @@
 
 use alloc::collections::BTreeMap;
 
+use crate::PAGE_SIZE;
 use crate::domain::Domain;
 use crate::grant::entry::{Entry, Extent, Use};
 use crate::grant::{MAPPED_BY_SYSTEM, status};
@@ -73,6 +74,36 @@ impl Domain {
         };
         self.begin_use(wanted, memory, |_, gfn| is_ram(gfn))
             .map(|extent| extent.gfn)
+    }
+
+    /// Domain `domain` copies `length` bytes from `offset` on out of a grant, or into it if `write`: the guest
+    /// frame, as [`Domain::pin_grant`] tells it, of a grant that may be for a part of its page. Of nothing it
+    /// is not asked where it is. To be followed by [`Domain::unpin_grant`].
+    pub fn pin_for_copy<M: GuestMemory>(
+        &mut self,
+        domain: u16,
+        reference: u32,
+        write: bool,
+        (offset, length): (u16, u16),
+        memory: &M,
+        is_ram: impl FnOnce(u64) -> bool,
+    ) -> Result<u64, i16> {
+        let wanted = Wanted {
+            domain,
+            reference,
+            write,
+            how: Use::Copy,
+        };
+        let extent = self.begin_use(wanted, memory, |_, gfn| is_ram(gfn))?;
+        let refused = if length == 0 || extent.holds(offset, length) {
+            return Ok(extent.gfn);
+        } else if u64::from(offset) + u64::from(length) > PAGE_SIZE {
+            status::BAD_COPY_ARG
+        } else {
+            status::GENERAL_ERROR
+        };
+        self.unpin_grant(reference, write, memory);
+        Err(refused)
     }
 
     /// The same for any use: what of which page. `is_there` tells pages from holes.

@@ -31,6 +31,7 @@ mod grant;
 mod granted;
 mod hvm;
 mod hypercall_page;
+mod interdomain;
 mod memory;
 mod memory_op;
 mod multicall;
@@ -54,8 +55,8 @@ pub use call::{Mode, Next, Outcome, Registers, Width, stateless};
 pub use config::{Config, ConfigError, MapEntry, TscMode};
 pub use domain::Domain;
 pub use env::{
-    Access, Env, GrantToken, LegacyLine, LinkId, MapError, ServiceId, ShutdownReason, StartSegment,
-    Upcall, VcpuStart, VcpuStart32, VcpuStart64,
+    Access, CopySide, Env, GrantCopy, GrantToken, LegacyLine, LinkId, MapError, ServiceId,
+    ShutdownReason, StartSegment, Upcall, VcpuStart, VcpuStart32, VcpuStart64,
 };
 pub use errno::Errno;
 pub use grant::MAX_GRANT_FRAMES;

@@ -6,6 +6,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::grant::frames::status_frames;
 use crate::{MAX_GRANT_FRAMES, PAGE_SIZE};
@@ -63,6 +64,33 @@ pub trait GuestMemory {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Unbacked>;
     /// Copies into memory; all or nothing.
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Unbacked>;
+    /// Copies `bytes` bytes out of memory into words that others use too; all or nothing. What is behind
+    /// them in the last word becomes anything.
+    fn read_shared(&self, address: u64, into: &[AtomicU64], bytes: usize) -> Result<(), Unbacked> {
+        let mut copy = vec![0; bytes];
+        self.read(address, &mut copy)?;
+        if bytes > into.len() * 8 {
+            return Err(Unbacked);
+        }
+        for (word, bytes) in into.iter().zip(copy.chunks(8)) {
+            let mut whole = [0; 8];
+            whole
+                .iter_mut()
+                .zip(bytes)
+                .for_each(|(to, from)| *to = *from);
+            word.store(u64::from_le_bytes(whole), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+    /// The same in the other direction.
+    fn write_shared(&self, address: u64, from: &[AtomicU64], bytes: usize) -> Result<(), Unbacked> {
+        let words = from.iter().map(|word| word.load(Ordering::Relaxed));
+        let copy: Vec<u8> = words.flat_map(u64::to_le_bytes).take(bytes).collect();
+        if copy.len() < bytes {
+            return Err(Unbacked);
+        }
+        self.write(address, &copy)
+    }
     /// One 4-byte load.
     fn read_u32(&self, address: u64) -> Result<u32, Unbacked>;
     /// One 4-byte store.

@@ -39,14 +39,15 @@ impl Domain {
     /// The address of the memory that a guest frame has now: RAM, a ring of the toolstack's, or a
     /// special frame that is mapped there.
     pub(crate) fn page_at<E: Env>(&self, env: &mut E, gfn: u64) -> Option<u64> {
-        if let Some(frame) = self.special_at(gfn) {
-            return Some(frame.address());
-        }
+        // A frame is one thing only, and RAM is found the quickest.
         let ring = [self.config.store_gfn, self.config.console_gfn].contains(&gfn);
-        if (ring && gfn != 0) || env.is_ram(gfn) {
-            gfn.checked_mul(PAGE_SIZE)
-        } else {
-            None
+        if env.is_ram(gfn) {
+            return gfn.checked_mul(PAGE_SIZE);
+        }
+        match self.special_at(gfn) {
+            Some(frame) => Some(frame.address()),
+            None if ring && gfn != 0 => gfn.checked_mul(PAGE_SIZE),
+            None => None,
         }
     }
 

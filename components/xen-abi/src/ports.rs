@@ -1,5 +1,6 @@
 //! The table of a domain's ports: what is bound to each, and which are free. Used by `event.rs`.
 
+use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -54,6 +55,9 @@ pub(crate) struct Ports {
     valid: u32,
     /// No port below is free.
     lowest_free: u32,
+    /// What the other end of a channel calls it: the other domain's port, or a backend's number of the
+    /// channel. Seldom asked for, so not in the table.
+    far: BTreeMap<u32, u32>,
 }
 
 impl Ports {
@@ -64,6 +68,7 @@ impl Ports {
             table,
             valid: BUCKET,
             lowest_free: 1,
+            far: BTreeMap::new(),
         }
     }
 
@@ -119,8 +124,19 @@ impl Ports {
     pub fn release(&mut self, port: u32) {
         if let Some(entry) = self.get_mut(port) {
             *entry = FREE;
+            self.far.remove(&port);
             self.lowest_free = self.lowest_free.min(port);
         }
+    }
+
+    /// What the other end of a channel calls it.
+    pub fn far(&self, port: u32) -> u32 {
+        self.far.get(&port).copied().unwrap_or(0)
+    }
+
+    /// Notes that. It is forgotten with the port.
+    pub fn set_far(&mut self, port: u32, far: u32) {
+        self.far.insert(port, far);
     }
 
     /// The first port that was never given out, nor its neighbours.

@@ -42,7 +42,7 @@ impl Row {
     /// each other and time passes, it does, by little.
     fn slack(&self, instructions: u64) -> u64 {
         match (self.own_vmm, self.from) {
-            (false, Producer::Guest) => instructions / 100,
+            (false, Producer::Guest) => instructions / 50,
             _ => 0,
         }
     }
@@ -91,8 +91,8 @@ const ROWS: &[Row] = &[
     exit("evtchn_send_ipi", 900, Producer::Guest),
     others("blkfront_read_4k", 16_000, false),
     others("blkfront_read_128k", 90_000, false),
-    others("grant_map_unmap", 18_000, true),
-    others("grant_copy_4k", 24_000, true),
+    others("grant_map_unmap", 20_000, true),
+    others("grant_copy_4k", 15_000, true),
     others("event_there_and_back", 14_000, true),
     call("ipc_same_as", 350),
     call("ipc_cross_as", 420),

@@ -188,6 +188,14 @@ impl Instance {
         let peers = order.guest.as_ref().map_or(0, |g| g.peer_pages.len()) as u32;
         // Each caller may have this many, in a slot each.
         let guest = guest + peers * (1 + MAPPINGS_MAX);
+        let users = order.connections.iter().any(|c| c.interface == "peers");
+        // A driver domain's VMM has two for each page of another guest: enough for two of those.
+        let abroad = if users && order.guest.is_some() {
+            4 * MAPPINGS_MAX
+        } else {
+            0
+        };
+        let guest = guest + abroad;
         let frames = u64::from(guest + rings + 2 * (shared + order.dma.count) + order.keep.count);
         let size = plan::size(
             order.component,
@@ -197,7 +205,6 @@ impl Instance {
             frames,
             tools.archive.total_bytes() as u64 / LARGE * 2,
         );
-        let users = order.connections.iter().any(|c| c.interface == "peers");
         let empty = if users { EMPTY_MAX as u64 } else { 0 };
         let total = size.total + empty + OWN_MEMORY / FRAME;
         let memory = match *kept {

@@ -142,4 +142,42 @@ proptest! {
         xen_abi::GuestMemory::read(&ram, 0, &mut out).unwrap();
         prop_assert_eq!(out, model);
     }
+
+    /// As `read` and `write` do, and as far as the words reach.
+    #[test]
+    fn shared_words_get_and_give_the_same_bytes(
+        address in 0u64..0x3100,
+        bytes in prop::collection::vec(any::<u8>(), 0..5000),
+        words in 0usize..640,
+    ) {
+        let ram = ram(0x3000, 0);
+        let pattern: Vec<u8> = (0..0x3000u32).map(|n| (n % 251) as u8).collect();
+        xen_abi::GuestMemory::write(&ram, 0, &pattern).unwrap();
+        let shared: Vec<AtomicU64> = (0..words).map(|_| AtomicU64::new(u64::MAX)).collect();
+        let image = |shared: &[AtomicU64]| -> Vec<u8> {
+            shared.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect()
+        };
+        let start = address as usize;
+        let there = pattern.get(start..start + bytes.len()).or(bytes.is_empty().then_some(&[]));
+        let fits = there.is_some() && bytes.len() <= words * 8;
+        prop_assert_eq!(ram.read_shared(address, &shared, bytes.len()).is_ok(), fits);
+        let (now, mut expected) = (image(&shared), vec![255; words * 8]);
+        if let (true, Some(there)) = (fits, there) {
+            expected[..bytes.len()].copy_from_slice(there);
+        }
+        prop_assert_eq!(now, expected);
+        for (word, new) in shared.iter().zip(bytes.chunks(8)) {
+            let mut whole = [0; 8];
+            whole[..new.len()].copy_from_slice(new);
+            word.store(u64::from_le_bytes(whole), Ordering::Relaxed);
+        }
+        prop_assert_eq!(ram.write_shared(address, &shared, bytes.len()).is_ok(), fits);
+        let mut out = vec![0; 0x3000];
+        xen_abi::GuestMemory::read(&ram, 0, &mut out).unwrap();
+        let mut expected = pattern;
+        if fits {
+            expected.splice(start..start + bytes.len(), bytes).for_each(drop);
+        }
+        prop_assert_eq!(out, expected);
+    }
 }

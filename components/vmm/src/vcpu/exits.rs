@@ -4,6 +4,7 @@ use sdk::abi::thread::Registers;
 use sdk::abi::vcpu::{Exit, group, io};
 use sdk::field;
 use sdk::time;
+use sdk::vcpu::Field;
 use x86_platform::cpuid::{Context, Cpuid, Needs};
 use x86_platform::decode::Fixed;
 use x86_platform::execute::{Linear, Progress};
@@ -127,6 +128,28 @@ impl Linear for Segmented<'_> {
             }
             Ok(())
         })
+    }
+}
+
+/// How often a hypercall is made again before the guest has a say: as often as one has something new to ask.
+const ATTEMPTS: u32 = 4;
+
+/// Where the arguments of hypercalls are: no one has more.
+fn arguments(long: bool) -> [Field; 4] {
+    if long {
+        [
+            field!(regs.rdi),
+            field!(regs.rsi),
+            field!(regs.rdx),
+            field!(regs.r10),
+        ]
+    } else {
+        [
+            field!(regs.rbx),
+            field!(regs.rcx),
+            field!(regs.rdx),
+            field!(regs.rsi),
+        ]
     }
 }
 
@@ -274,21 +297,28 @@ impl Vcpu {
         };
         let shared = self.shared;
         let mut effects = Effects::new(shared, self.index, Some(&mut self.lookaside));
-        let outcome = {
+        let abroad;
+        let mut outcome = {
             let mut domain = shared.domain.lock();
             let outcome = domain.hypercall(self.index, &registers, &shared.ram, &mut effects);
-            let upcall = effects.upcall;
+            let (upcall, asks) = (effects.upcall, effects.abroad);
             self.upcall |= upcall;
+            abroad = asks;
             // The call may have set a timer of this vCPU, or ended a block of it.
             if domain.deadlines() != self.xen_deadlines {
                 self.refresh_xen_deadline(&domain);
             }
             if outcome.next == Next::Restart {
                 self.set_arguments(long, domain.arguments_left());
-                return Ok(());
             }
             outcome
         };
+        if abroad | self.answers {
+            outcome = self.settle(outcome, long, registers);
+        }
+        if outcome.next == Next::Restart {
+            return Ok(());
+        }
         let result = if long {
             outcome.result
         } else {
@@ -312,27 +342,50 @@ impl Vcpu {
         }
     }
 
+    /// Other guests' VMMs are asked and told what a hypercall left to do, with no lock held. It is then made
+    /// again here: the guest would do nothing else.
+    #[cold]
+    #[inline(never)]
+    fn settle(
+        &mut self,
+        mut outcome: xen_abi::Outcome,
+        long: bool,
+        mut registers: xen_abi::Registers,
+    ) -> xen_abi::Outcome {
+        let shared = self.shared;
+        for attempt in 1.. {
+            let again = outcome.next == Next::Restart;
+            self.answers = crate::ask::settle(shared, self.index, !again);
+            if !again || attempt == ATTEMPTS {
+                break;
+            }
+            for (argument, field) in registers.arguments.iter_mut().zip(arguments(long)) {
+                *argument = self.page.get(field);
+            }
+            let mut effects = Effects::new(shared, self.index, Some(&mut self.lookaside));
+            let mut domain = shared.domain.lock();
+            outcome = domain.hypercall(self.index, &registers, &shared.ram, &mut effects);
+            let (upcall, abroad) = (effects.upcall, effects.abroad);
+            self.upcall |= upcall;
+            if domain.deadlines() != self.xen_deadlines {
+                self.refresh_xen_deadline(&domain);
+            }
+            if outcome.next == Next::Restart {
+                self.set_arguments(long, domain.arguments_left());
+            }
+            if !abroad {
+                break;
+            }
+        }
+        outcome
+    }
+
     /// The arguments of a hypercall that is made again. No hypercall has more than four, and guests do not
     /// expect that registers change which stand for no argument.
     #[cold]
     #[inline(never)]
     fn set_arguments(&mut self, long: bool, arguments: [u64; 6]) {
-        let fields = if long {
-            [
-                field!(regs.rdi),
-                field!(regs.rsi),
-                field!(regs.rdx),
-                field!(regs.r10),
-            ]
-        } else {
-            [
-                field!(regs.rbx),
-                field!(regs.rcx),
-                field!(regs.rdx),
-                field!(regs.rsi),
-            ]
-        };
-        for (field, value) in fields.into_iter().zip(arguments) {
+        for (field, value) in self::arguments(long).into_iter().zip(arguments) {
             self.page.set(field, value);
         }
         self.modified |= group::GENERAL;

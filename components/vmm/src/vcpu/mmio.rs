@@ -100,6 +100,10 @@ impl Vcpu {
                 word: address,
             });
         }
+        let write = flags & fault::WRITE != 0;
+        if gfn != apic::BASE_ADDRESS / 4096 && self.shared.map.lock().stands_in(gfn, write) {
+            return self.try_again(address);
+        }
         if self.page.get(field!(delivering)) & event::VALID != 0 {
             // The access was not an instruction's but that of an event's delivery.
             return Err(Interruption::Unsupported {
@@ -107,7 +111,7 @@ impl Vcpu {
                 word: address,
             });
         }
-        self.emulate(address, flags & fault::WRITE != 0)
+        self.emulate(address, write)
     }
 
     fn try_again(&mut self, address: u64) -> Handled {

@@ -1,5 +1,6 @@
 //! A guest for tests: identity-mapped RAM, recorded effects, helpers to place structures.
 
+use core::task::Poll;
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
@@ -60,6 +61,89 @@ pub struct Front {
     /// Grants in use: reference, to write, where the guest has it.
     pub used: BTreeMap<GrantToken, (u32, bool, Option<u64>)>,
     pub next: u64,
+    /// It answers when [`Front::answer`] says so.
+    pub slow: bool,
+    pub reached: bool,
+    pub asked: Vec<Question>,
+    pub opened: Vec<((u32, bool), Result<GrantToken, i16>)>,
+    pub bound: Vec<u32>,
+    pub copied: Vec<(GrantCopy, Result<(), i16>)>,
+}
+
+/// What another domain is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    Reach,
+    Grant(u32, bool),
+    Bind(u32),
+    Copy(GrantCopy),
+}
+
+impl Front {
+    fn open(&mut self, reference: u32, write: bool) -> Result<GrantToken, i16> {
+        match self.grants.get(&reference) {
+            None => Err(-3),
+            Some((false, _)) if write => Err(-1),
+            Some(_) => {
+                self.next += 1;
+                let token = GrantToken(self.next);
+                self.used.insert(token, (reference, write, None));
+                Ok(token)
+            }
+        }
+    }
+
+    fn copy(&mut self, copy: GrantCopy, memory: &TestMemory) -> Result<(), i16> {
+        let mut bytes = vec![0; copy.length.into()];
+        match copy.from {
+            CopySide::Own(address) => memory.read(address, &mut bytes).unwrap(),
+            CopySide::Granted {
+                domid,
+                reference,
+                offset,
+            } => {
+                assert_eq!(domid, self.domid);
+                let (_, page) = self.grants.get(&reference).ok_or(-3i16)?;
+                let start = usize::from(offset);
+                bytes.copy_from_slice(&page[start..][..usize::from(copy.length)]);
+            }
+        }
+        match copy.to {
+            CopySide::Own(address) => memory.write(address, &bytes).unwrap(),
+            CopySide::Granted {
+                domid,
+                reference,
+                offset,
+            } => {
+                assert_eq!(domid, self.domid);
+                let (write, page) = self.grants.get_mut(&reference).ok_or(-3i16)?;
+                write.then_some(()).ok_or(-1i16)?;
+                let start = usize::from(offset);
+                page[start..start + bytes.len()].copy_from_slice(&bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers what was asked, which is told.
+    pub fn answer(&mut self, memory: &TestMemory) -> Vec<Question> {
+        let asked = core::mem::take(&mut self.asked);
+        for question in &asked {
+            match *question {
+                Question::Reach => self.reached = true,
+                Question::Grant(reference, write) => {
+                    let answer = self.open(reference, write);
+                    self.opened.push(((reference, write), answer));
+                }
+                Question::Bind(port) => self.bound.push(port),
+                Question::Copy(copy) => {
+                    let answer = self.copy(copy, memory);
+                    self.copied.push((copy, answer));
+                }
+            }
+        }
+        asked
+    }
 }
 
 impl Env for TestEnv {
@@ -84,55 +168,75 @@ impl Env for TestEnv {
     fn channel_event(&mut self, link: LinkId, channel: u16) {
         self.effects.push(Effect::Channel(link, channel));
     }
-    fn reaches(&mut self, domid: u16) -> bool {
-        self.front
-            .as_ref()
-            .is_some_and(|front| front.domid == domid)
+    fn reaches(&mut self, domid: u16) -> Poll<bool> {
+        let Some(front) = self.front.as_mut().filter(|front| front.domid == domid) else {
+            return Poll::Ready(false);
+        };
+        if front.slow && !front.reached {
+            if !front.asked.contains(&Question::Reach) {
+                front.asked.push(Question::Reach);
+            }
+            return Poll::Pending;
+        }
+        Poll::Ready(true)
     }
-    fn grant_open(&mut self, domid: u16, reference: u32, write: bool) -> Result<GrantToken, i16> {
+    fn grant_open(
+        &mut self,
+        domid: u16,
+        reference: u32,
+        write: bool,
+    ) -> Poll<Result<GrantToken, i16>> {
         let front = self.front.as_mut().unwrap();
         assert_eq!(front.domid, domid);
-        match front.grants.get(&reference) {
-            None => Err(-3),
-            Some((false, _)) if write => Err(-1),
-            Some(_) => {
-                front.next += 1;
-                let token = GrantToken(front.next);
-                front.used.insert(token, (reference, write, None));
-                Ok(token)
+        if !front.slow {
+            return Poll::Ready(front.open(reference, write));
+        }
+        let key = (reference, write);
+        match front.opened.iter().position(|(of, _)| *of == key) {
+            Some(place) => Poll::Ready(front.opened.remove(place).1),
+            None => {
+                front.asked.push(Question::Grant(reference, write));
+                Poll::Pending
             }
         }
+    }
+    fn grant_soon(&mut self, domid: u16, reference: u32, write: bool) {
+        let front = self.front.as_mut().unwrap();
+        assert_eq!((front.domid, front.slow), (domid, true));
+        front.asked.push(Question::Grant(reference, write));
     }
     fn grant_place(&mut self, token: GrantToken, gfn: u64) -> bool {
         self.map.remove(&gfn);
         self.front.as_mut().unwrap().used.get_mut(&token).unwrap().2 = Some(gfn);
         true
     }
-    fn grant_read(&mut self, token: GrantToken, offset: usize, into: &mut [u8]) -> bool {
-        let front = self.front.as_ref().unwrap();
-        let (reference, ..) = front.used[&token];
-        let page = &front.grants[&reference].1;
-        into.copy_from_slice(&page[offset..offset + into.len()]);
-        true
-    }
-    fn grant_write(&mut self, token: GrantToken, offset: usize, from: &[u8]) -> bool {
+    fn grant_copy(&mut self, copy: GrantCopy) -> Poll<Result<(), i16>> {
         let front = self.front.as_mut().unwrap();
-        let (reference, write, _) = front.used[&token];
-        assert!(write, "opened to write");
-        let page = &mut front.grants.get_mut(&reference).unwrap().1;
-        page[offset..offset + from.len()].copy_from_slice(from);
-        true
+        match front.copied.iter().position(|(of, _)| *of == copy) {
+            Some(place) => Poll::Ready(front.copied.remove(place).1),
+            None => {
+                front.asked.push(Question::Copy(copy));
+                Poll::Pending
+            }
+        }
     }
     fn grant_close(&mut self, token: GrantToken) {
         let closed = self.front.as_mut().unwrap().used.remove(&token);
         assert!(closed.is_some(), "closed once");
     }
-    fn bind_remote(&mut self, domid: u16, port: u32, _: u32) -> Result<(LinkId, u16), Errno> {
+    fn bind_remote(&mut self, domid: u16, port: u32, _: u32) -> Poll<Result<(LinkId, u16), Errno>> {
         let front = self.front.as_mut().unwrap();
         assert_eq!(front.domid, domid);
+        if front.slow && !front.bound.contains(&port) {
+            front.asked.push(Question::Bind(port));
+            return Poll::Pending;
+        }
         let place = front.unbound.iter().position(|unbound| *unbound == port);
-        front.unbound.swap_remove(place.ok_or(Errno::Inval)?);
-        Ok((LinkId(300), port as u16))
+        let Some(place) = place else {
+            return Poll::Ready(Err(Errno::Inval));
+        };
+        front.unbound.swap_remove(place);
+        Poll::Ready(Ok((LinkId(300), port as u16)))
     }
     fn channel_closed(&mut self, link: LinkId, channel: u16) {
         if link == LinkId(300) {
