@@ -283,6 +283,11 @@ fn the_fast_path_passes_nobody_by() {
     let usual = || Step::Usual([0, 0, 1, 2, 3, 4]);
     let equal = Step::Call(Call::ThreadControl, [THREADS, 0, 0, 0, 0, 0]);
     the_same_in_both(&[usual(), equal, usual()], 1);
+    // Somebody who calls from elsewhere while the server is busy.
+    let elsewhere = Step::Call(Call::Call, [ENDPOINTS, 0, 9, 0, 0, 0]);
+    let meanwhile = [Step::Cpu(1), elsewhere, Step::Cpu(0)];
+    let steps = [&[usual()], &meanwhile[..], &[usual(), usual()]].concat();
+    the_same_in_both(&steps, 1);
     // Bits that are bound to the server come before its next message.
     let bind = Step::Call(Call::Bind, [NOTIFICATION, THREADS + 2, 1, 0, 0, 0]);
     let signal = Step::Call(Call::Signal, [NOTIFICATION, 2, 0, 0, 0, 0]);

@@ -122,6 +122,40 @@ fn an_answer_that_cannot_be_given() -> Checked<Pair> {
     Ok(s.pair)
 }
 
+/// A client and its server, one after the other: from the second time on by the short path.
+fn a_call_and_its_answer() -> Checked<Pair> {
+    let mut s = with_server()?;
+    s.thread(520, 10)?;
+    s.thread(522, 5)?;
+    s.look(1)?;
+    s.blocks(1, Call::Receive, &[ENDPOINT, REPLY, FOREVER])?;
+    for word in 0..3 {
+        s.blocks(1, Call::Call, &[ENDPOINT, 0, word])?;
+        s.blocks(1, Call::ReplyReceive, &[ENDPOINT | REPLY << 32, 0, word])?;
+    }
+    // Whoever called before the server was back is answered, and nobody calls then.
+    s.blocks(1, Call::Call, &[ENDPOINT, 0])?;
+    s.gets(1, Call::Reply, &[REPLY, 0], Status::Ok)?;
+    s.blocks(1, Call::Wait, &[NOTE, FOREVER])?;
+    s.blocks(1, Call::Call, &[ENDPOINT, 0])?;
+    s.ok(Call::Signal, &[NOTE, 1])?;
+    s.look(1)?;
+    let again = [ENDPOINT | REPLY << 32, 0];
+    s.gets(1, Call::ReplyReceive, &again, Status::Ok)?;
+    s.blocks(1, Call::ReplyReceive, &again)?;
+    // One more caller while the server is busy: its turn comes next.
+    s.blocks(1, Call::Call, &[ENDPOINT, 0])?;
+    s.blocks(0, Call::Call, &[ENDPOINT, 7])?;
+    s.gets(
+        1,
+        Call::ReplyReceive,
+        &[ENDPOINT | REPLY << 32, 0],
+        Status::Ok,
+    )?;
+    s.look(1)?;
+    Ok(s.pair)
+}
+
 /// Whoever has both bits and callers hears of them in turn; without a reply object, of bits only.
 fn bits_and_callers_in_turn() -> Checked<Pair> {
     let mut s = with_server()?;
@@ -212,6 +246,7 @@ pub const STORIES: &[(&str, Told)] = &[
         "an_answer_that_cannot_be_given",
         an_answer_that_cannot_be_given,
     ),
+    ("a_call_and_its_answer", a_call_and_its_answer),
     ("bits_and_callers_in_turn", bits_and_callers_in_turn),
     ("receivers_with_deadlines", receivers_with_deadlines),
     ("many_wait_for_what_goes", many_wait_for_what_goes),
