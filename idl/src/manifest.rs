@@ -342,6 +342,7 @@ mod tests {
                     backend: Backend::Component(name("blkback")),
                     device: "xvda".try_into().unwrap(),
                     read_only: true,
+                    discard: false,
                 }]),
                 drivers: Vec::from(["storage".into()]),
                 max_grant_version: 2,

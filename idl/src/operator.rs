@@ -79,6 +79,8 @@ pub struct Disk {
     pub device: Name,
     /// The guest cannot write.
     pub read_only: bool,
+    /// It may give up sectors, if the volume can.
+    pub discard: bool,
     /// The guest that serves it, instead of the component that has the volume.
     pub driver: Option<Name>,
 }

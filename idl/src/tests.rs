@@ -285,6 +285,7 @@ fn the_largest_definition_fits_a_message() {
         volume: long(),
         device: long(),
         read_only: true,
+        discard: true,
         driver: Some(long()),
     };
     let definition = Definition {

@@ -58,6 +58,8 @@ pub struct Disk {
     pub device: heapless::String<8>,
     /// The guest must not write.
     pub read_only: bool,
+    /// It may give up sectors, if the volume can (libxl's `discard-enable`).
+    pub discard: bool,
 }
 
 impl Disk {

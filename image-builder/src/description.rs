@@ -186,6 +186,8 @@ pub struct Disk {
     pub device: String,
     /// The guest must not write.
     pub read_only: bool,
+    /// The guest may give up sectors, if the volume can.
+    pub discard: bool,
     /// The guest that serves it, instead of a component.
     pub driver: Option<String>,
 }

@@ -294,6 +294,7 @@ fn disk(d: &Disk) -> Value {
         "volume": d.volume.as_str(),
         "device": d.device.as_str(),
         "read_only": d.read_only,
+        "discard": d.discard,
         "backend": { kind: name },
     })
 }
@@ -392,7 +393,11 @@ impl fmt::Display for Contents {
             }
             for d in &g.disks {
                 let (kind, name) = served_by(d);
-                let mode = if d.read_only { ", read-only" } else { "" };
+                let mode = match (d.read_only, d.discard) {
+                    (true, _) => ", read-only",
+                    (false, true) => "",
+                    (false, false) => ", without discard",
+                };
                 let (device, volume) = (shown(&d.device), shown(&d.volume));
                 let name = shown(name);
                 writeln!(

@@ -145,6 +145,7 @@ fn disk(description: &Description, from: &description::Disk) -> Option<Disk> {
         volume: name(&from.volume),
         backend,
         device: from.device.as_str().try_into().ok()?,
+        discard: from.discard,
         read_only: from.read_only || volume.is_some_and(|volume| !is_writable(volume)),
     })
 }

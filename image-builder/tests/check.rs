@@ -177,7 +177,7 @@ kernel = "debian:linux-image-amd64"
 disks = [
     { volume = "root", device = "xvda" },
     { volume = "tools", device = "xvdb", read-only = true },
-    { volume = "image", device = "xvdc" },
+    { volume = "image", device = "xvdc", discard = false },
 ]
 [[volume]]
 name = "root"
@@ -223,6 +223,8 @@ fn a_guest_has_disks_that_blkback_serves() {
     let disks = &manifest.guests[0].disks;
     let modes: Vec<_> = disks.iter().map(|disk| disk.read_only).collect();
     assert_eq!(modes, [false, true, true]);
+    let discard: Vec<_> = disks.iter().map(|disk| disk.discard).collect();
+    assert_eq!(discard, [true, true, false]);
     let backend = Backend::Component("blkback".try_into().unwrap());
     assert!(disks.iter().all(|disk| disk.backend == backend));
     let audit = image_builder::audit::Graph::of(&manifest).to_string();

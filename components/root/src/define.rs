@@ -120,6 +120,7 @@ fn disk(manifest: &Manifest, disk: &Disk) -> Option<volume::Disk> {
         backend,
         device: disk.device.as_str().try_into().ok()?,
         read_only: disk.read_only,
+        discard: disk.discard,
     })
 }
 
@@ -207,6 +208,7 @@ mod tests {
             volume: idl::name("root"),
             device: idl::name(device),
             read_only: true,
+            discard: false,
             driver: driver.map(idl::name),
         }
     }
@@ -225,6 +227,7 @@ mod tests {
             ]
         );
         assert_eq!(guest.drivers, ["linux"]);
+        assert!(guest.disks.iter().all(|disk| !disk.discard));
     }
 
     #[test]

@@ -100,6 +100,7 @@ mod tests {
             backend,
             device: "xvda".try_into().unwrap(),
             read_only: false,
+            discard: true,
         }
     }
 

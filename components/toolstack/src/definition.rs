@@ -45,6 +45,7 @@ fn fit(guest: &xl_cfg::Guest) -> Result<Definition, String> {
             volume: name("a disk's target", &disk.target)?,
             device: name("a disk's vdev", &disk.vdev)?,
             read_only: disk.read_only,
+            discard: disk.discard,
             driver: disk
                 .backend
                 .as_ref()
@@ -98,6 +99,13 @@ mod tests {
         assert_eq!((definition.name.as_str(), definition.disks.len()), ("a", 1));
         assert!(definition.disks[0].read_only && definition.ends.reboot);
         assert_eq!(definition.max_grant_version, 2);
+        assert!(definition.disks[0].discard);
+        let without = FILE.replace("ro'", "ro,no-discard'");
+        let (definition, said) = read("a.cfg", without.as_bytes(), 2);
+        assert_eq!(
+            (definition.unwrap().disks[0].discard, said.len()),
+            (false, 0)
+        );
     }
 
     #[test]

@@ -342,6 +342,7 @@ fn disk(front: u16, back: u16) -> Link {
         backend,
         device,
         read_only,
+        discard: false,
     };
     Link { front, back, disk }
 }
@@ -370,6 +371,7 @@ fn a_guest_with_a_disk_finds_its_back_end_and_is_found() {
         ("frontend-id", "7"),
         ("state", "1"),
         ("mode", "r"),
+        ("discard-enable", "0"),
         ("params", "root"),
         ("component", "blkback"),
     ] {

@@ -127,6 +127,7 @@ fn connect(link: &Link, back_is_there: bool, front_is_new: bool) -> Vec<Record> 
     };
     let (front_id, back_id) = (format!("{front}"), format!("{back}"));
     let mode = if disk.read_only { "r" } else { "w" };
+    let discard = if disk.discard { "1" } else { "0" };
     if front_is_new {
         let of_toolstack = shared(PRIVILEGED, *front);
         tree(&format!("{}/device/vbd", home(*front)), of_toolstack, &[]);
@@ -159,7 +160,7 @@ fn connect(link: &Link, back_is_there: bool, front_is_new: bool) -> Vec<Record> 
             ("type", "phy"),
             ("mode", mode),
             ("device-type", "disk"),
-            ("discard-enable", "1"),
+            ("discard-enable", discard),
             ("params", disk.volume.as_str()),
             ("component", component(disk)),
         ];

@@ -18,6 +18,8 @@ pub struct Disk {
     pub vdev: String,
     /// The guest cannot write.
     pub read_only: bool,
+    /// The guest may give up sectors, if the volume can.
+    pub discard: bool,
     /// The guest that serves it: a driver domain.
     pub backend: Option<String>,
 }
@@ -28,6 +30,9 @@ impl fmt::Display for Disk {
         let access = if self.read_only { "ro" } else { "rw" };
         let Disk { target, vdev, .. } = self;
         write!(f, "format=raw, vdev={vdev}, access={access}, ")?;
+        if !self.discard {
+            f.write_str("no-discard, ")?;
+        }
         if let Some(backend) = &self.backend {
             write!(f, "backend={backend}, ")?;
         }
@@ -42,6 +47,7 @@ struct Said {
     format: Option<()>,
     vdev: Option<String>,
     read_only: Option<bool>,
+    discard: Option<bool>,
     backend: Option<String>,
 }
 
@@ -159,10 +165,10 @@ pub fn parse(text: &str) -> Result<Disk, String> {
             None => match parameter {
                 "cdrom" => return Err("a cdrom is not supported, only disks".into()),
                 // Promises about dom0's side of a disk; nothing here depends on them.
-                "direct-io-safe" | "trusted" | "discard" => {}
-                "no-discard" | "untrusted" => {
-                    return Err(format!("{parameter} is not supported"));
-                }
+                "direct-io-safe" | "trusted" => {}
+                "untrusted" => return Err(format!("{parameter} is not supported")),
+                "discard" => once(&mut said.discard, "discard", true)?,
+                "no-discard" => once(&mut said.discard, "discard", false)?,
                 text => said.positional(text)?,
             },
         }
@@ -178,6 +184,7 @@ pub fn parse(text: &str) -> Result<Disk, String> {
         target,
         vdev,
         read_only: said.read_only.unwrap_or(false),
+        discard: said.discard.unwrap_or(true),
         backend: said.backend,
     })
 }
@@ -192,6 +199,7 @@ mod tests {
             target: target.into(),
             vdev: vdev.into(),
             read_only,
+            discard: true,
             backend: None,
         }
     }
@@ -213,6 +221,15 @@ mod tests {
             parse("vdev=d0p1,target=a,b=c, d"),
             Ok(disk("a,b=c, d", "d0p1", false))
         );
+    }
+
+    #[test]
+    fn discard_is_offered_unless_it_is_said_not_to_be() {
+        let discard = |text| parse(text).map(|disk| disk.discard);
+        assert_eq!(discard("root,raw,xvda"), Ok(true));
+        assert_eq!(discard("root,raw,xvda,rw,discard"), Ok(true));
+        assert_eq!(discard("vdev=xvda,no-discard,target=root"), Ok(false));
+        assert!(discard("root,raw,xvda,discard,no-discard").is_err());
     }
 
     #[test]
@@ -239,6 +256,7 @@ mod tests {
             ("root,raw,hdc:cdrom", "only disks"),
             ("cdrom,vdev=hdc", "cdrom"),
             ("root,vdev=xvda,vdev=xvdb", "twice"),
+            ("root,vdev=xvda,untrusted", "untrusted"),
             ("root,vdev=xvda,script=block-iscsi", "script"),
             (
                 "root,vdev=xvda,backend=a,backend=b",
@@ -256,7 +274,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(200))]
         #[test]
         fn any_text_is_a_disk_that_reads_back_or_a_mistake(
-            text in prop_oneof![".{0,40}", "(root|vdev=xvda|,|target=a|access=|format=raw|backend=b|r| )*"],
+            text in prop_oneof![".{0,40}", "(root|vdev=xvda|,|target=a|access=|format=raw|backend=b|no-discard|r| )*"],
         ) {
             if let Ok(disk) = parse(&text) {
                 prop_assert_eq!(parse(&disk.to_string()), Ok(disk));

@@ -8,7 +8,7 @@ use super::{Reader, Table};
 use crate::description::{At, Blocks, Description, Disk, Volume};
 
 const VOLUME: &[&str] = &["name", "backend", "source", "read-only", "overlay"];
-const DISK: &[&str] = &["volume", "device", "read-only", "driver"];
+const DISK: &[&str] = &["volume", "device", "read-only", "discard", "driver"];
 
 /// Leaves the wire `block` away that a built-in backend has, where no volume of it is on a disk: a
 /// system without a disk driver has nobody to serve it.
@@ -78,9 +78,9 @@ impl Reader {
         let table = value.as_table()?;
         self.unknown_keys("disks", table, DISK);
         let text = |key| table.get(key)?.get_ref().as_str().map(str::to_owned);
-        let read_only = match table.get("read-only") {
-            Some(value) => value.get_ref().as_bool()?,
-            None => false,
+        let said = |key: &str, default| match table.get(key) {
+            Some(value) => value.get_ref().as_bool(),
+            None => Some(default),
         };
         let driver = match table.get("driver") {
             Some(value) => Some(value.get_ref().as_str()?.to_owned()),
@@ -90,7 +90,8 @@ impl Reader {
             span,
             volume: text("volume")?,
             device: text("device")?,
-            read_only,
+            read_only: said("read-only", false)?,
+            discard: said("discard", true)?,
             driver,
         })
     }

@@ -41,6 +41,7 @@ fn a_debian_guest_is_read() {
                 target: "root".into(),
                 vdev: "xvda1".into(),
                 read_only: false,
+                discard: true,
                 backend: None,
             }]
             .into(),
