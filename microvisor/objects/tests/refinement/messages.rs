@@ -4,10 +4,11 @@
 use super::directed::{Story, Told};
 use super::driver::{Checked, Pair};
 use microvisor_abi::cap::Role;
-use microvisor_abi::message::{MessageInfo, RECEIVE_SLOTS, SEND_SLOTS};
+use microvisor_abi::message::{MessageInfo, PAYLOAD_MAX, RECEIVE_SLOTS, SEND_SLOTS};
 use microvisor_abi::thread::Op;
 use microvisor_abi::{Call, FOREVER, Kind, NOW, Status};
 use microvisor_spec::Event;
+use std::vec;
 
 const ENDPOINT: u64 = 500;
 const REPLY: u64 = 501;
@@ -117,6 +118,38 @@ fn an_answer_that_cannot_be_given() -> Checked<Pair> {
         s.blocks(0, Call::Call, &[ENDPOINT, 0])?;
         s.look(1)?;
         s.blocks(1, Call::ReplyReceive, &[ENDPOINT | REPLY << 32, info])?;
+        s.look(0)?;
+    }
+    Ok(s.pair)
+}
+
+/// As much as a message says arrives of what is in its sender's buffer, and of no other; so does the
+/// answer, whoever came first.
+fn as_many_bytes_as_it_says() -> Checked<Pair> {
+    let mut s = with_server()?;
+    let (root, server) = (s.me(0)?, s.me(1)?);
+    for (round, bytes) in [0, 1, 7, 8, 9, 16, PAYLOAD_MAX - 1, PAYLOAD_MAX]
+        .into_iter()
+        .enumerate()
+    {
+        for (thread, of) in [(root, 0x1111), (server, 0x2222)] {
+            let words = vec![of * (round as u32 + 1); PAYLOAD_MAX / 4];
+            s.pair.write_buffer(thread, 0, &words);
+        }
+        let info = MessageInfo::new(1, bytes, 0).0;
+        let first = round % 2 == 0;
+        if first {
+            s.blocks(1, Call::Receive, &[ENDPOINT, REPLY, FOREVER])?;
+        }
+        s.blocks(0, Call::Call, &[ENDPOINT, info])?;
+        s.look(1)?;
+        if !first {
+            s.gets(1, Call::Receive, &[ENDPOINT, REPLY, FOREVER], Status::Ok)?;
+        }
+        let answer = MessageInfo::new(1, PAYLOAD_MAX - bytes, 0).0;
+        s.pair
+            .write_buffer(server, 0, &vec![0x3333; PAYLOAD_MAX / 4]);
+        s.gets(1, Call::Reply, &[REPLY, answer], Status::Ok)?;
         s.look(0)?;
     }
     Ok(s.pair)
@@ -246,6 +279,7 @@ pub const STORIES: &[(&str, Told)] = &[
         "an_answer_that_cannot_be_given",
         an_answer_that_cannot_be_given,
     ),
+    ("as_many_bytes_as_it_says", as_many_bytes_as_it_says),
     ("a_call_and_its_answer", a_call_and_its_answer),
     ("bits_and_callers_in_turn", bits_and_callers_in_turn),
     ("receivers_with_deadlines", receivers_with_deadlines),
