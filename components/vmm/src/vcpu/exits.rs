@@ -263,7 +263,7 @@ impl Vcpu {
             self.page.set(field!(regs.rax), result);
             return self.skip(length);
         }
-        let registers = if long {
+        let mut registers = if long {
             xen_abi::Registers {
                 number: get(field!(regs.rax)),
                 arguments: [
@@ -296,26 +296,34 @@ impl Vcpu {
             }
         };
         let shared = self.shared;
-        let mut effects = Effects::new(shared, self.index, Some(&mut self.lookaside));
-        let abroad;
-        let mut outcome = {
-            let mut domain = shared.domain.lock();
-            let outcome = domain.hypercall(self.index, &registers, &shared.ram, &mut effects);
-            let (upcall, asks) = (effects.upcall, effects.abroad);
-            self.upcall |= upcall;
-            abroad = asks;
-            // The call may have set a timer of this vCPU, or ended a block of it.
-            if domain.deadlines() != self.xen_deadlines {
-                self.refresh_xen_deadline(&domain);
+        let mut attempt = 0;
+        // One place that calls, so that the usual call has no loop and no call in it.
+        let outcome = loop {
+            let mut effects = Effects::new(shared, self.index, Some(&mut self.lookaside));
+            let (outcome, abroad);
+            {
+                let mut domain = shared.domain.lock();
+                outcome = domain.hypercall(self.index, &registers, &shared.ram, &mut effects);
+                let (upcall, asks) = (effects.upcall, effects.abroad);
+                self.upcall |= upcall;
+                abroad = asks;
+                // The call may have set a timer of this vCPU, or ended a block of it.
+                if domain.deadlines() != self.xen_deadlines {
+                    self.refresh_xen_deadline(&domain);
+                }
+                if outcome.next == Next::Restart {
+                    self.set_arguments(long, domain.arguments_left());
+                }
             }
-            if outcome.next == Next::Restart {
-                self.set_arguments(long, domain.arguments_left());
+            let again = outcome.next == Next::Restart;
+            attempt += 1;
+            if !(abroad | self.answers)
+                || !self.settle(again, long, &mut registers)
+                || attempt > ATTEMPTS
+            {
+                break outcome;
             }
-            outcome
         };
-        if abroad | self.answers {
-            outcome = self.settle(outcome, long, registers);
-        }
         if outcome.next == Next::Restart {
             return Ok(());
         }
@@ -342,42 +350,16 @@ impl Vcpu {
         }
     }
 
-    /// Other guests' VMMs are asked and told what a hypercall left to do, with no lock held. It is then made
-    /// again here: the guest would do nothing else.
+    /// Other guests' VMMs are asked and told what a hypercall left to do, with no lock held. True: it is to be
+    /// made `again`, with the arguments that it left, here, since the guest would do nothing else.
     #[cold]
     #[inline(never)]
-    fn settle(
-        &mut self,
-        mut outcome: xen_abi::Outcome,
-        long: bool,
-        mut registers: xen_abi::Registers,
-    ) -> xen_abi::Outcome {
-        let shared = self.shared;
-        for attempt in 1.. {
-            let again = outcome.next == Next::Restart;
-            self.answers = crate::ask::settle(shared, self.index, !again);
-            if !again || attempt == ATTEMPTS {
-                break;
-            }
-            for (argument, field) in registers.arguments.iter_mut().zip(arguments(long)) {
-                *argument = self.page.get(field);
-            }
-            let mut effects = Effects::new(shared, self.index, Some(&mut self.lookaside));
-            let mut domain = shared.domain.lock();
-            outcome = domain.hypercall(self.index, &registers, &shared.ram, &mut effects);
-            let (upcall, abroad) = (effects.upcall, effects.abroad);
-            self.upcall |= upcall;
-            if domain.deadlines() != self.xen_deadlines {
-                self.refresh_xen_deadline(&domain);
-            }
-            if outcome.next == Next::Restart {
-                self.set_arguments(long, domain.arguments_left());
-            }
-            if !abroad {
-                break;
-            }
+    fn settle(&mut self, again: bool, long: bool, registers: &mut xen_abi::Registers) -> bool {
+        self.answers = crate::ask::settle(self.shared, self.index, !again);
+        for (argument, field) in registers.arguments.iter_mut().zip(arguments(long)) {
+            *argument = self.page.get(field);
         }
-        outcome
+        again
     }
 
     /// The arguments of a hypercall that is made again. No hypercall has more than four, and guests do not
