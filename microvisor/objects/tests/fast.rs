@@ -291,6 +291,7 @@ fn the_fast_path_passes_nobody_by() {
     // Bits that are bound to the server come before its next message.
     let bind = Step::Call(Call::Bind, [NOTIFICATION, THREADS + 2, 1, 0, 0, 0]);
     let signal = Step::Call(Call::Signal, [NOTIFICATION, 2, 0, 0, 0, 0]);
+    the_same_in_both(&[bind.clone(), usual(), usual()], 2);
     the_same_in_both(&[bind, usual(), signal, usual()], 1);
 }
 
