@@ -54,8 +54,15 @@ fn waiters_in_any_order() -> Checked<Pair> {
         for _ in 0..2 {
             s.blocks(1, Call::Wait, &[NOTE, FOREVER])?;
         }
-        for leaves in order {
-            control(&mut s, THREADS[leaves], Op::Cancel)?;
+        // Out of the queue, and then off the CPU and the queue for it.
+        for _ in 0..2 {
+            for leaves in order {
+                control(&mut s, THREADS[leaves], Op::Suspend)?;
+            }
+            for thread in THREADS {
+                control(&mut s, thread, Op::Resume)?;
+            }
+            s.look(1)?;
         }
     }
     // Bits go to whoever waited longest.
