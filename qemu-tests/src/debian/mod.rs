@@ -1,7 +1,7 @@
 //! Group `devices`: Debian 12 lives on a disk. The operator creates it of an xl.cfg file; its stock kernel and
 //! initial RAM disk start it from `root=/dev/xvda1` to a login under systemd; a package is installed as apt-get does it; then backend and
 //! driver are killed again and again while blocks are written, and what the guest was told is on the disk is
-//! looked for in the disk's file (`systems/debian.toml`). Then guests whose disks' front ends misbehave
+//! looked for in the disk's file, as are holes where it gave blocks up (`systems/debian.toml`). Then guests whose disks' front ends misbehave
 //! ([`hostile`]), and guests that look for the ends of what disks are made of ([`volumes`]).
 
 mod blocks;
@@ -9,6 +9,10 @@ mod hostile;
 mod rootfs;
 mod volumes;
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -37,6 +41,12 @@ const EVERY: u64 = 24;
 const WRITERS: u64 = 8;
 /// Blocks of partition `blocks`.
 const BLOCKS: u64 = rootfs::BLOCKS_BYTES / 4096;
+
+/// Where in partition `blocks` something is written and half of it given up, in MiB: behind the blocks.
+const FILLED: Range<u64> = 48..52;
+const GIVEN_UP: Range<u64> = 49..51;
+const MIB: u64 = 1 << 20;
+const _: () = assert!(EVERY * (KILLS_FULL + 1) * 2 <= FILLED.start * MIB / 4096);
 
 /// A machine.
 struct Kind {
@@ -130,6 +140,13 @@ const HERE: &[Claim<Subject>] = &[
         let driver = s.driver;
         written(s, Some(driver))
     }),
+    ("blocks_that_were_given_up_are_holes_in_the_disk", given_up),
+    ("a_file_system_gives_up_what_is_free_in_it", |s| {
+        let said = s.session.shell("fstrim -v / 2>&1", SOON)?;
+        ensure!(said.contains(" trimmed"), "{said:?}");
+        ensure!(!said.contains("/: 0 B"), "{said:?}");
+        Ok(())
+    }),
 ];
 
 /// Elsewhere.
@@ -208,7 +225,9 @@ fn boot(machines: &mut Machines, kind: &Kind, full: bool) -> Result<Subject> {
     copy(&made.disk, &disk)?;
     // A comma in an option's value is written twice.
     let file = disk.display().to_string().replace(',', ",,");
-    let drive = format!("if=none,id=disk,format=raw,throttling.bps-write={WRITES},file={file}");
+    let drive = format!(
+        "if=none,id=disk,format=raw,discard=unmap,throttling.bps-write={WRITES},file={file}"
+    );
     let further = ["-drive", &drive, "-device", kind.device];
     let session = match kind.system {
         Some(system) => {
@@ -265,6 +284,48 @@ fn says(s: &mut Subject, command: &str, expected: &str) -> Result<()> {
     let said: Vec<&str> = said.split_whitespace().collect();
     let said = said.join(" ");
     ensure!(said == expected, "{command}: {said:?}, not {expected:?}");
+    Ok(())
+}
+
+/// Blocks that were written and given up are zeros to the guest, and holes in the file; those beside them are
+/// what was written.
+fn given_up(s: &mut Subject) -> Result<()> {
+    let partition = format!("/dev/{}2", s.device);
+    let (first, count) = (FILLED.start, FILLED.end - FILLED.start);
+    let bytes = count * MIB;
+    let fill = format!(
+        "head -c {bytes} /dev/zero | tr '\\0' U | dd of={partition} bs=1M seek={first} iflag=fullblock \
+         oflag=direct conv=fsync status=none && echo filled"
+    );
+    says(s, &fill, "filled")?;
+    let taken = |s: &Subject| -> Result<u64> { Ok(s.disk.metadata()?.blocks() * 512) };
+    let before = taken(s)?;
+    let (at, bytes) = (GIVEN_UP.start * MIB, (GIVEN_UP.end - GIVEN_UP.start) * MIB);
+    let discard = format!("blkdiscard -o {at} -l {bytes} {partition} && echo gone");
+    says(s, &discard, "gone")?;
+    // Beside it, others may write a little.
+    let after = taken(s)?;
+    ensure!(
+        after + bytes * 3 / 4 <= before,
+        "the file takes {after} bytes, and took {before} before {bytes} were given up"
+    );
+    // A letter for each MiB, if it has one.
+    let read = format!(
+        "for n in $(seq {first} {}); do dd if={partition} bs=1M skip=$n count=1 iflag=direct status=none | \
+         tr '\\0U' 01 | tr -s 01; echo; done",
+        FILLED.end - 1
+    );
+    let letters = FILLED.map(|at| if GIVEN_UP.contains(&at) { "0" } else { "1" });
+    says(s, &read, &letters.collect::<Vec<_>>().join(" "))?;
+    let mut file = File::open(&s.disk)?;
+    file.seek(SeekFrom::Start(rootfs::BLOCKS_AT + first * MIB))?;
+    for at in FILLED {
+        let mut piece = vec![0; MIB as usize];
+        file.read_exact(&mut piece)?;
+        let expected = if GIVEN_UP.contains(&at) { 0 } else { b'U' };
+        let wrong = piece.iter().position(|byte| *byte != expected);
+        ensure!(wrong.is_none(), "MiB {at} differs at {wrong:?}");
+    }
     Ok(())
 }
 
