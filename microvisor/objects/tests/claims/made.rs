@@ -76,6 +76,22 @@ fn a_new_vcpu_holds_nothing_from_before_and_reaches_nothing_behind_it() {
 }
 
 #[test]
+fn a_new_space_translates_nothing() {
+    // For components, where the upper half of the root table is the core's, for guests and for devices.
+    for (kind, own) in [(0, 256), (1, 512), (2, 512)] {
+        let (mut w, first) = used_before();
+        w.make(MEMORY, Kind::AddressSpace, kind, 500, 1);
+        let root = first.add(4096);
+        for entry in 0..own {
+            let entry: u64 = w.kernel.arena.read(root.add(entry * 8));
+            assert_eq!(entry, 0, "{kind}");
+        }
+        let behind: u64 = w.kernel.arena.read(first.add(8192));
+        assert_eq!(behind, OLD);
+    }
+}
+
+#[test]
 fn nothing_has_no_frames() {
     let mut w = World::new();
     let ram = w.ram();

@@ -1,11 +1,12 @@
 //! Entries of translation tables as the manuals have them, and which of them the code takes for what.
 
 use super::Memory;
-use crate::id::PhysAddr;
+use crate::id::{FrameKind, PhysAddr};
 use crate::machine::{DmaTables, GuestTables};
 use crate::translate::{Format, Leaf, check_address, format};
 use microvisor_abi::cap::Map;
 use microvisor_abi::{SpaceKind, Status, USER_END};
+use std::vec::Vec;
 
 const BASE: u64 = 0x12_3460_0000;
 const RW: u64 = Map::READ | Map::WRITE;
@@ -169,6 +170,17 @@ fn an_address_lies_in_its_space_to_the_last_byte_and_on_its_size() {
     }
     let none = check_address(SpaceKind::Dma, None, 0, 12);
     assert_eq!(none, Err(Status::InvalidArgument));
+}
+
+#[test]
+fn every_table_is_marked_as_one() {
+    let mut memory = Memory::new(0, 16);
+    let arena = &mut memory.arena;
+    let space = arena.create_space(PhysAddr(0x1000), SpaceKind::Guest, PhysAddr(0));
+    arena.fill_space(space, PhysAddr(0x4000), 4);
+    let table = |frame: u64| arena.tag_of(frame) as u8 == FrameKind::PageTable as u8;
+    let tables: Vec<u64> = (0..16).filter(|frame| table(*frame)).collect();
+    assert_eq!(tables, [2, 4, 5, 6, 7]);
 }
 
 #[test]
