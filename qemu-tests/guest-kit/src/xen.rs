@@ -60,6 +60,9 @@ pub const PARAM_CONSOLE_EVTCHN: u32 = 18;
 const MAP: u64 = 0;
 const UNMAP: u64 = 1;
 const COPY: u64 = 5;
+const SET_GRANT_VERSION: u64 = 8;
+/// `XENMAPIDX_grant_table_status` (public/memory.h).
+const STATUS_FRAME: u64 = 1 << 31;
 /// `GNTMAP_host_map` (public/grant_table.h).
 const HOST_MAP: u32 = 2;
 /// `GNTCOPY_source_gref` (public/grant_table.h).
@@ -251,23 +254,40 @@ impl Xen {
     /// Maps the shared info page.
     pub fn shared_info(self) -> Result<SharedInfo, Errno> {
         // SAFETY: a page that is kept for this.
-        unsafe { self.add_to_physmap(SPACE_SHARED_INFO, SHARED_INFO.frame())? };
+        unsafe { self.add_to_physmap(SPACE_SHARED_INFO, 0, SHARED_INFO.frame())? };
         Ok(SharedInfo(SHARED_INFO.0.get() as u64))
     }
 
     /// Maps the first page of the grant table in place of one of the program's own.
     pub(crate) fn map_grant_table(self, page: pages::Page) -> Result<(), Errno> {
         // SAFETY: such pages are used through atomics only, whatever they hold.
-        unsafe { self.add_to_physmap(SPACE_GRANT_TABLE, page.frame().into()) }
+        unsafe { self.add_to_physmap(SPACE_GRANT_TABLE, 0, page.frame().into()) }
     }
 
-    /// Maps the first page of a space of Xen's in place of a frame.
+    /// Maps the first page of its status words, which version 2 has, likewise.
+    pub(crate) fn map_grant_status(self, page: pages::Page) -> Result<(), Errno> {
+        // SAFETY: as above.
+        unsafe { self.add_to_physmap(SPACE_GRANT_TABLE, STATUS_FRAME, page.frame().into()) }
+    }
+
+    /// Goes over to another version of the grant table.
+    pub fn set_grant_version(self, version: u32) -> Result<(), Errno> {
+        let mut version = version;
+        // SAFETY: `gnttab_set_version` (public/grant_table.h) is one number, alive during the call.
+        unsafe {
+            let at = &raw mut version as u64;
+            self.call(number::GRANT_TABLE_OP, SET_GRANT_VERSION, at, 1)?
+        };
+        Ok(())
+    }
+
+    /// Maps a page of a space of Xen's in place of a frame.
     ///
     /// # Safety
     /// The frame must be one whose content the program does not need.
-    unsafe fn add_to_physmap(self, space: u32, frame: u64) -> Result<(), Errno> {
+    unsafe fn add_to_physmap(self, space: u32, index: u64, frame: u64) -> Result<(), Errno> {
         // `xen_add_to_physmap` (public/memory.h): domain and size, space, index, frame.
-        let add = [u64::from(DOMID_SELF) | u64::from(space) << 32, 0, frame];
+        let add = [u64::from(DOMID_SELF) | u64::from(space) << 32, index, frame];
         // SAFETY: alive during the call, only read; the rest is promised by the caller.
         unsafe { self.call(number::MEMORY_OP, ADD_TO_PHYSMAP, &raw const add as u64, 0)? };
         Ok(())
@@ -430,6 +450,15 @@ impl Copy {
             from_domain: domain,
             flags: SOURCE_IS_GRANT,
             ..Copy::of(bytes)
+        }
+    }
+
+    /// Of `bytes` from `offset` of a page that a domain granted, to the beginning of a page.
+    pub fn part(domain: u16, reference: u32, offset: u16, bytes: u16, to: pages::Page) -> Copy {
+        Copy {
+            from_offset: offset,
+            to: to.frame().into(),
+            ..Copy::granted(domain, reference, bytes)
         }
     }
 }

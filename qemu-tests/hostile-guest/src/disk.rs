@@ -13,9 +13,11 @@
 //! | `store` | floods the store with watches, nodes and transactions |
 //! | `part` | closes while requests are open, and takes back the pages that they use ([`volumes`]) |
 //! | `bounds`, `overlay`, `fixed` | look for the ends of what the disk is made of ([`volumes`]) |
+//! | `version-2` | uses grants of version 2, and none that only that has ([`version2`]) |
 //! | `store-jump`, `store-long`, `console` | break the rings of store and console ([`rings`]) |
 
 mod rings;
+mod version2;
 mod volumes;
 
 use core::sync::atomic::Ordering::SeqCst;
@@ -69,6 +71,7 @@ pub fn run(role: &str) {
         "bounds" => volumes::bounds(&mut front),
         "overlay" => volumes::overlay(&mut front),
         "fixed" => volumes::fixed(&mut front),
+        "version-2" => version2::run(xen, &mut front),
         _ => Ok(()),
     });
     if done.is_err() {
@@ -103,24 +106,32 @@ fn read(front: &mut Front<'_>) -> Status {
     front.go()
 }
 
+/// Writes a page and reads it into another: true if that is what was written.
+fn round(front: &mut Front<'_>, role: &str, round: u64) -> bool {
+    let (from, to) = (Page::own(DATA), Page::own(DATA + 1));
+    let sector = round * 8 % SECTORS;
+    for word in 0..512 {
+        from.long(word * 8).store(round << 16 | word as u64, SeqCst);
+        to.long(word * 8).store(0, SeqCst);
+    }
+    front.put(WRITE, sector, 1, &[whole(DATA_GRANT)]);
+    let wrote = front.go();
+    front.put(READ, sector, 1, &[whole(DATA_GRANT + 1)]);
+    let read = front.go();
+    let same = (0..512).all(|word| to.long(word * 8).load(SeqCst) == round << 16 | word as u64);
+    let right = (wrote, read, same) == (Some(0), Some(0), true);
+    if !right {
+        say!("disk {role}: round {round} fails: {wrote:?} {read:?} {same}");
+    }
+    right
+}
+
 fn good(front: &mut Front<'_>) -> Result<(), Dead> {
     if !open(front, "good")? {
         return Ok(());
     }
-    let (from, to) = (Page::own(DATA), Page::own(DATA + 1));
     for round in 1u64.. {
-        let sector = round * 8 % SECTORS;
-        for word in 0..512 {
-            from.long(word * 8).store(round << 16 | word as u64, SeqCst);
-            to.long(word * 8).store(0, SeqCst);
-        }
-        front.put(WRITE, sector, 1, &[whole(DATA_GRANT)]);
-        let wrote = front.go();
-        front.put(READ, sector, 1, &[whole(DATA_GRANT + 1)]);
-        let read = front.go();
-        let same = (0..512).all(|word| to.long(word * 8).load(SeqCst) == round << 16 | word as u64);
-        if (wrote, read, same) != (Some(0), Some(0), true) {
-            say!("disk good: round {round} fails: {wrote:?} {read:?} {same}");
+        if !self::round(front, "good", round) {
             return Ok(());
         }
         if round % ROUNDS == 0 {

@@ -2,11 +2,13 @@
 //! initial RAM disk start it from `root=/dev/xvda1` to a login under systemd; a package is installed as apt-get does it; then backend and
 //! driver are killed again and again while blocks are written, and what the guest was told is on the disk is
 //! looked for in the disk's file, as are holes where it gave blocks up (`systems/debian.toml`). Then guests whose disks' front ends misbehave
-//! ([`hostile`]), and guests that look for the ends of what disks are made of ([`volumes`]).
+//! ([`hostile`]), a disk by version 2 of the grant table ([`versions`]), and guests that look for the ends of
+//! what disks are made of ([`volumes`]).
 
 mod blocks;
 mod hostile;
 mod rootfs;
+mod versions;
 mod volumes;
 
 use std::fs::File;
@@ -215,6 +217,7 @@ pub fn run(machines: &mut Machines, report: &mut Report, named: bool, full: bool
         }
     }
     hostile::run(machines, report);
+    versions::run(machines, report);
     volumes::run(machines, report, full);
 }
 

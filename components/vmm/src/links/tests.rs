@@ -187,9 +187,13 @@ impl Machine {
 
     /// An event channel operation on the structure at address 0.
     fn event(&mut self, command: u64) -> i64 {
+        self.hypercall(32, [command, 0, 0])
+    }
+
+    fn hypercall(&mut self, number: u64, [a, b, c]: [u64; 3]) -> i64 {
         let registers = Registers {
-            number: 32,
-            arguments: [command, 0, 0, 0, 0, 0],
+            number,
+            arguments: [a, b, c, 0, 0, 0],
             mode: Mode::Bits64,
             cpl: 0,
             interrupts: true,
@@ -248,6 +252,40 @@ fn a_grant_is_marked_while_it_is_mapped_and_no_longer() {
     assert!(!machine.unmap(0, writer), "once");
     assert!(machine.unmap(0, reader));
     assert_eq!(machine.flags(8), PERMIT);
+    assert!(machine.frames.alive.is_empty());
+}
+
+#[test]
+fn grants_of_version_2_are_for_whole_pages_and_marked_in_their_status() {
+    let mut machine = Machine::new();
+    machine.attach(0, 0);
+    // `GNTTABOP_set_version`.
+    machine.memory.write_u32(0, 2).unwrap();
+    assert_eq!(machine.hypercall(20, [8, 0, 1]), 0);
+    let entry = SpecialFrame::GrantTable(0).address() + 8 * 16;
+    let status = SpecialFrame::GrantStatus(0).address() + 8 * 2;
+    for (flags, frame, expected) in [
+        (PERMIT, 7u64, Ok(())),
+        (PERMIT | 1 << 8, 7, Err(PeerError::Grant(-1))),
+        (3, 7, Err(PeerError::Grant(-1))),
+        (PERMIT, 1 << 40 | 7, Err(PeerError::Grant(-9))),
+    ] {
+        machine.memory.write(entry, &[0; 16]).unwrap();
+        machine.memory.write_u32(entry, flags.into()).unwrap();
+        let frame = frame.to_le_bytes();
+        machine.memory.write(entry + 8, &frame).unwrap();
+        let mapped = machine.map(0, 8, true);
+        assert_eq!(mapped.map(|_| ()), expected, "{flags:#x}");
+        let used = machine.memory.read_u32(status).unwrap() as u16;
+        match mapped {
+            Ok(handle) => {
+                assert_eq!(used, READING | WRITING);
+                assert!(machine.unmap(0, handle));
+                assert_eq!(machine.memory.read_u32(status), Ok(0));
+            }
+            Err(_) => assert_eq!(used, 0),
+        }
+    }
     assert!(machine.frames.alive.is_empty());
 }
 

@@ -103,7 +103,8 @@ pub struct Front<'a> {
     events: &'a Events,
     /// The store, for more than the front end needs.
     pub store: Store<'a>,
-    grants: Grants,
+    /// The grant table.
+    pub grants: Grants,
     /// The ring.
     pub ring: Page,
     port: u32,
