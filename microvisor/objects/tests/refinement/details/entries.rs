@@ -217,3 +217,27 @@ fn only_the_leaf_that_is_expected_is_taken_out() {
     // The walk ends where nothing is.
     assert_eq!(arena.translate(PhysAddr(0x2000), 0), None);
 }
+
+#[test]
+fn no_table_of_a_pool_is_lost() {
+    let mut memory = Memory::new(0, 16);
+    let arena = &mut memory.arena;
+    let space = arena.create_space(PhysAddr(0x1000), SpaceKind::Guest, PhysAddr(0));
+    arena.fill_space(space, PhysAddr(0x4000), 5);
+    let map = |arena: &mut crate::Arena, at: u64, order| {
+        let leaf = leaf(order, RW, false);
+        arena.map_leaf(space, Format::Npt, at, leaf)
+    };
+    let (small, far) = (0x1000, 1 << 39);
+    assert_eq!(map(arena, small, 12), Ok(None));
+    // Two are left, and this takes three: it takes none.
+    assert_eq!(map(arena, far, 12), Err((Status::NeedTable, 3)));
+    // A table that maps something is not replaced.
+    assert_eq!(map(arena, 0, 21), Err((Status::Occupied, 0)));
+    assert!(arena.unmap_leaf(space, Format::Npt, small, PhysAddr(BASE), 12));
+    let empty = map(arena, 0, 21).expect("nothing is in the way");
+    let empty = empty.expect("a table was");
+    arena.recycle_table(space, empty);
+    assert_eq!(map(arena, far, 12), Ok(None));
+    assert_eq!(map(arena, 2 * far, 30), Err((Status::NeedTable, 3)));
+}
