@@ -5,8 +5,9 @@ use super::directed::{Story, Told};
 use super::driver::{Checked, Pair};
 use microvisor_abi::cap::Role;
 use microvisor_abi::thread::Op;
-use microvisor_abi::{Call, FOREVER, Kind, Status};
+use microvisor_abi::{Call, FOREVER, Kind, NOW, Status};
 use microvisor_spec::Event;
+use std::format;
 
 /// Slots of four threads, two each.
 const THREADS: [u64; 4] = [500, 502, 504, 506];
@@ -183,6 +184,20 @@ fn company() -> Checked<Pair> {
     Err("no story".into())
 }
 
+/// Who waits for what is past gives way to its equals at once; who only looks goes on.
+fn giving_way() -> Checked<Pair> {
+    let mut s = four()?;
+    pass(&mut s, 10)?;
+    for deadline in [NOW, 5, 5, NOW, 10, 1, 5] {
+        let before = s.me(1)?;
+        s.gets(1, Call::Wait, &[NOTE, deadline], Status::Timeout)?;
+        if (s.me(1)? == before) != (deadline == NOW) {
+            return Err(format!("deadline {deadline}: the wrong one goes on"));
+        }
+    }
+    Ok(s.pair)
+}
+
 /// A server that is more urgent than its client goes on in its client's turn.
 fn a_call_goes_on_in_the_same_turn() -> Checked<Pair> {
     for priority in [20, 15, 10] {
@@ -327,6 +342,7 @@ pub const STORIES: &[(&str, Told)] = &[
     ("callers_in_any_order", callers_in_any_order),
     ("a_budget_in_parts", a_budget_in_parts),
     ("company", company),
+    ("giving_way", giving_way),
     ("time_is_set_anew", time_is_set_anew),
     (
         "a_call_goes_on_in_the_same_turn",
