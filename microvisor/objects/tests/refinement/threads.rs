@@ -154,6 +154,32 @@ fn a_budget_in_parts() -> Checked<Pair> {
     Ok(s.pair)
 }
 
+/// Calling a server does not save what was used before, nor does the server's time count.
+fn a_budget_while_it_calls() -> Checked<Pair> {
+    let mut s = Story::begin(2560)?;
+    s.make(Kind::Endpoint, 0, ENDPOINT)?;
+    s.make(Kind::Reply, 0, REPLIES)?;
+    s.thread(500, 20)?;
+    s.look(1)?;
+    s.blocks(1, Call::Receive, &[ENDPOINT, REPLIES, FOREVER])?;
+    s.thread(502, 15)?;
+    s.ok(Call::SchedSet, &[503, 7, 1, 15, 100, 1000])?;
+    s.look(1)?;
+    for _ in 0..2 {
+        pass(&mut s, 30)?;
+        s.blocks(1, Call::Call, &[ENDPOINT, 0])?;
+        pass(&mut s, 50)?;
+        s.blocks(1, Call::ReplyReceive, &[ENDPOINT | REPLIES << 32, 0])?;
+    }
+    pass(&mut s, 39)?;
+    s.me(1)?;
+    pass(&mut s, 1)?;
+    if s.pair.current(1).is_some() {
+        return Err("its budget lasted longer than it is".into());
+    }
+    Ok(s.pair)
+}
+
 /// An equal comes: who has a limit goes on until that, who has none gets a slice.
 fn company() -> Checked<Pair> {
     for budget in [5000, 10_000] {
@@ -341,6 +367,7 @@ pub const STORIES: &[(&str, Told)] = &[
     ("waiters_in_any_order", waiters_in_any_order),
     ("callers_in_any_order", callers_in_any_order),
     ("a_budget_in_parts", a_budget_in_parts),
+    ("a_budget_while_it_calls", a_budget_while_it_calls),
     ("company", company),
     ("giving_way", giving_way),
     ("time_is_set_anew", time_is_set_anew),
