@@ -178,12 +178,15 @@ impl World {
         let after = walk(&self.arena, format, self.root);
         // In this order, and once: what was there, then what is there.
         let mut now = &before;
-        seen.take().iter().all(|seen| {
-            if *seen == after {
-                now = &after;
-            }
-            seen == now
-        })
+        let seen = seen.take();
+        let watched = before == after || seen.last() == Some(&after);
+        watched
+            && seen.iter().all(|seen| {
+                if *seen == after {
+                    now = &after;
+                }
+                seen == now
+            })
     }
 }
 
