@@ -166,7 +166,13 @@ fn a_space_that_died_hands_up_nothing_of_what_is_there_next() {
         w.ok(Call::Delete, &[0, 1000 + n]);
     }
     while w.call(Call::Delete, &[0, 500]).0 == Status::Again {}
+    another_dies_beside_what_is_there_next(&mut w);
+}
+
+/// The space 500 has gone in the middle of handing up what was derived from its slot 1.
+fn another_dies_beside_what_is_there_next(w: &mut World) {
     // In the same slot of the same memory is now a capability with a child, and another space dies.
+    let ram = w.ram();
     w.make(502, Kind::CapSpace, 4, 500, 1);
     w.make(ram, Kind::Memory, 1, 701, 1);
     w.make(701, Kind::Frame, 12, 1000, 1);
@@ -176,7 +182,27 @@ fn a_space_that_died_hands_up_nothing_of_what_is_there_next() {
     w.make(702, Kind::Frame, 12, 1001, 2);
     w.ok(Call::Move, &[0, 702, 503, 1]);
     while w.call(Call::Delete, &[0, 503]).0 == Status::Again {}
-    assert!(!is_empty(&mut w, 1001) && !is_empty(&mut w, 1002));
+    assert!(!is_empty(w, 1001) && !is_empty(w, 1002));
     w.ok(Call::Revoke, &[500, 1]);
-    assert!(is_empty(&mut w, 1000), "its child was handed up");
+    assert!(is_empty(w, 1000), "its child was handed up");
+}
+
+#[test]
+fn a_space_that_moved_into_itself_hands_up_nothing_of_what_is_where_it_was() {
+    let mut w = World::new();
+    let ram = w.ram();
+    w.make(ram, Kind::Memory, 8, 502, 1);
+    w.make(502, Kind::CapSpace, 4, 500, 1);
+    // A space whose name is lost keeps it in itself.
+    w.make(ram, Kind::CapSpace, 1, 700, 1);
+    for n in 0..80 {
+        w.ok(Call::Copy, &[700, 0, 1000 + n, 0xff, 0, 0]);
+    }
+    w.ok(Call::Move, &[0, 700, 500, 1]);
+    assert_eq!(w.call(Call::Delete, &[0, 500]).0, Status::Again);
+    for n in 0..80 {
+        w.ok(Call::Delete, &[0, 1000 + n]);
+    }
+    while w.call(Call::Delete, &[0, 500]).0 == Status::Again {}
+    another_dies_beside_what_is_there_next(&mut w);
 }
