@@ -95,8 +95,8 @@ impl State {
     /// A message's payload and capabilities go from one thread to another: all or nothing. Each
     /// capability becomes a child of the sender's, with the same rights.
     /// - `InvalidCap`: the sender listed an empty slot.
-    /// - `CapsRefused`: the receiver has no empty slot ready for each.
     /// - `WrongKind`: `Memory` and `Tables` have only one name.
+    /// - `CapsRefused`: the receiver has no empty slot ready for each.
     /// - `TooDeep`.
     fn transfer(&mut self, from: Frame, to: Frame, info: MessageInfo) -> Checked<()> {
         let mut moves: Vec<(Place, Place, Cap)> = Vec::new();
@@ -107,13 +107,15 @@ impl State {
                 .slot_of(receiver.caps, receiver.listed(RECEIVE_SLOTS, index))
                 .map_err(|_| Status::CapsRefused)?;
             require(self.caps.contains_key(&source), Status::InvalidCap)?;
+            // What the sender did wrong is said before what the receiver did.
+            let child = self.child_of(source)?;
             let taken = moves.iter().any(|(_, other, _)| *other == target);
             require(
                 !taken && !self.caps.contains_key(&target),
                 Status::CapsRefused,
             )?;
             self.may_have_child(source)?;
-            moves.push((source, target, self.child_of(source)?));
+            moves.push((source, target, child));
         }
         for (source, target, cap) in moves {
             self.insert(source, target, cap);

@@ -33,7 +33,7 @@ fn several_capabilities_at_once() -> Checked<Pair> {
     let of = |count: usize| MessageInfo::new(1, 16, count).0;
     // 519 is memory, 3 is occupied, 599 and 600 are empty, 70,000 is beyond the space.
     s.make(Kind::Memory, 1, 519)?;
-    let sent: [([u32; 4], [u32; 4], Status); 10] = [
+    let sent: [([u32; 4], [u32; 4], Status); 11] = [
         ([500, 501, 502, 510], [600, 601, 602, 603], Status::Ok),
         (
             [500, 501, 502, 510],
@@ -70,6 +70,8 @@ fn several_capabilities_at_once() -> Checked<Pair> {
             [610, 611, 612, 613],
             Status::WrongKind,
         ),
+        // Both did something wrong: the sender's comes first.
+        ([500, 501, 519, 510], [610, 611, 3, 613], Status::WrongKind),
         ([500, 500, 500, 500], [613, 612, 611, 610], Status::Ok),
         ([600, 601, 602, 603], [0, 0, 0, 0], Status::CapsRefused),
     ];
