@@ -374,8 +374,7 @@ fn there(
     line.ask(shared, vcpu, work).map_err(|error| {
         lost(shared, number, &error);
         match error {
-            // Positive numbers are no statuses.
-            Error::Refused(PeerError::Grant(status @ ..0)) => status,
+            Error::Refused(PeerError::Grant(status)) => status,
             _ => GENERAL_ERROR,
         }
     })

@@ -80,6 +80,18 @@ pub struct Desk {
     copies: Vec<(GrantCopy, Result<(), i16>)>,
 }
 
+/// `GNTST_general_error`.
+const GENERAL_ERROR: i16 = -1;
+
+/// A refusal as the guest is told it. A hostile VMM may refuse with a status that says that all went well,
+/// and the guest would go on with a page that is not there.
+fn refusal(status: i16) -> i16 {
+    match status {
+        ..0 => status,
+        _ => GENERAL_ERROR,
+    }
+}
+
 /// The answer to exactly this, which goes with it.
 fn fetch<Q: PartialEq, A>(answers: &mut Vec<(Q, A)>, question: &Q) -> Option<A> {
     let place = answers.iter().position(|(of, _)| of == question)?;
@@ -155,12 +167,12 @@ impl Desk {
 
     /// An answer.
     pub fn copied(&mut self, copy: GrantCopy, answer: Result<(), i16>) {
-        self.copies.push((copy, answer));
+        self.copies.push((copy, answer.map_err(refusal)));
     }
 
     /// An answer.
     pub fn granted(&mut self, ask: GrantAsk, answer: Result<GrantToken, i16>) {
-        self.grants.push((ask, answer));
+        self.grants.push((ask, answer.map_err(refusal)));
     }
 
     /// An answer.
@@ -201,6 +213,7 @@ mod tests {
     use alloc::collections::BTreeSet;
     use proptest::prelude::*;
     use std::vec;
+    use xen_abi::CopySide;
 
     const GRANT: GrantAsk = GrantAsk {
         domid: 3,
@@ -221,6 +234,28 @@ mod tests {
         assert!(desk.grant(reader).is_pending());
         assert_eq!(desk.grant(GRANT), Poll::Ready(Ok(GrantToken(1))));
         assert!(desk.grant(GRANT).is_pending());
+    }
+
+    #[test]
+    fn a_refusal_is_never_told_as_a_success() {
+        let mut desk = Desk::default();
+        let copy = GrantCopy {
+            from: CopySide::Own(0),
+            to: CopySide::Own(0),
+            length: 1,
+        };
+        for (said, told) in [
+            (0, -1),
+            (1, -1),
+            (i16::MAX, -1),
+            (-3, -3),
+            (i16::MIN, i16::MIN),
+        ] {
+            desk.granted(GRANT, Err(said));
+            assert_eq!(desk.grant(GRANT), Poll::Ready(Err(told)));
+            desk.copied(copy, Err(said));
+            assert_eq!(desk.copy(copy), Poll::Ready(Err(told)));
+        }
     }
 
     #[test]
