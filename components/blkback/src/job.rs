@@ -40,7 +40,7 @@ pub(crate) struct Job<P> {
     pub bytes: u32,
     /// Bytes that were given to the disk, or moved.
     pub next: u32,
-    /// Sectors of the volume that are to be given up and were not yet; of a discard only.
+    /// Of a discard, the sectors of the volume that the disk has not been told of.
     pub discard: Range<u64>,
     pub in_flight: u32,
     /// What is wrong, once something is.
